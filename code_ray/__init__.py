@@ -1,0 +1,1 @@
+"""code_ray: deep-learning services borrow each other's idle blocks (CoDE)."""

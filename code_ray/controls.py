@@ -1,0 +1,61 @@
+"""Controls: what a claim about a host has to beat (DESIGN 1, FINDINGS)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from code_ray.path import InferencePath, Segment
+from code_ray.service import Service, build_service
+from code_ray.zoo import BUILDERS
+
+RANDOM_SUFFIX = "-random"
+
+
+def random_host(host: Service, images: npt.NDArray[np.uint8], seed: int = 0) -> Service:
+    """The host's architecture with fresh random weights, its batch norms calibrated on ``images``.
+
+    images: uint8 (n, H, W) or (n, H, W, 3), the local service's calibration images. Without calibration a deep random
+    network fades to a constant and the control would be too easy to beat.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        blocks = BUILDERS[host.spec.builder](**host.spec.builder_args)
+    inputs = host.preprocess(images)
+    norms = [module for module in blocks.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the calibration batches
+        norm.train()
+    with torch.no_grad():
+        for batch in inputs.split(64):
+            value = batch
+            for block in blocks:
+                value = block(value)
+    spec = host.spec
+    return build_service(host.name + RANDOM_SUFFIX, spec.builder, spec.builder_args, blocks, spec.preprocessing, spec.labels, _noise(host))
+
+
+def _noise(host: Service) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (8, *host.spec.preprocessing.image_shape), dtype=np.uint8)
+
+
+def control_paths(path: InferencePath) -> dict[str, InferencePath]:
+    """The controls of a cross path by name: random_host, links_only and, where there is one, the skip it replaces."""
+    controls = {
+        "random_host": InferencePath(path.num_blocks, tuple(_randomised(s, path.local) for s in path.segments), path.rank),
+        "links_only": InferencePath(path.num_blocks, tuple(_emptied(s, path.local) for s in path.segments), path.rank),
+    }
+    if path.ends_in_head:
+        controls["skip"] = InferencePath(path.num_blocks, tuple(s for s in path.segments if s.service == path.local), path.rank)
+    return controls
+
+
+def _randomised(segment: Segment, local: str) -> Segment:
+    return segment if segment.service == local else Segment(segment.service + RANDOM_SUFFIX, segment.start, segment.stop)
+
+
+def _emptied(segment: Segment, local: str) -> Segment:
+    return segment if segment.service == local else Segment(segment.service, segment.start, segment.start)

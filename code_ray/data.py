@@ -1,0 +1,149 @@
+"""Labelled image data by name, split the same way every time.
+
+======================  =====================================  ======================
+name                    source                                 train / val / test
+======================  =====================================  ======================
+``digits``              scikit-learn, bundled (1,797 images)   900 / 300 / 597
+``fashion-mnist``       idx files on disk, or torchvision      55,000 / 5,000 / 10,000
+======================  =====================================  ======================
+
+Images are uint8 arrays of shape (n, 28, 28), labels int64 of shape (n,). Validation is what a search
+selects on, test is touched once (DESIGN 2.5).
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from code_ray.errors import DataError
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+
+SPLIT_SEED = 20240817
+"""Fixes which images are training and which are validation; a new value makes old results incomparable."""
+
+FASHION_DIRS = (Path("/usr/share/datasets/fashion-mnist"), Path.home() / ".cache/code_ray/fashion-mnist")
+FASHION_LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, 28, 28) uint8, labels (n,) int64, and where each one stood in its source."""
+
+    images: UInt8Array
+    labels: Int64Array
+    indices: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, count: int) -> Split:
+        """The first ``count`` samples (all of them where there are fewer)."""
+        return Split(self.images[:count], self.labels[:count], self.indices[:count])
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training, validation and test splits with the names of the classes."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    labels: tuple[str, ...]
+
+
+def load_data(name: str) -> DataSet:
+    """The data set called ``name``.
+
+    Raises:
+        DataError: for an unknown name, or where the files are neither on disk nor to be had.
+    """
+    if name not in DATA_SETS:
+        raise DataError(f"no data set is called {name!r}; there are: {', '.join(sorted(DATA_SETS))}")
+    return DATA_SETS[name]()
+
+
+def _digits() -> DataSet:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # 8x8 pixels of 0..16 become 28x28 pixels of 0..255: one input size for every small service.
+    enlarged = np.kron(bunch.images, np.ones((1, 3, 3))) * (255 / 16)
+    images = np.pad(enlarged, ((0, 0), (2, 2), (2, 2))).round().astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels)).astype(np.int64)
+    train, validation, test = (Split(images[i], labels[i], i) for i in np.split(order, [900, 1200]))
+    return DataSet("digits", train, validation, test, tuple(str(digit) for digit in range(10)))
+
+
+def _fashion_mnist() -> DataSet:
+    folder = _fashion_dir()
+    train_images = _read_idx(folder / "train-images-idx3-ubyte.gz", 3)
+    train_labels = _read_idx(folder / "train-labels-idx1-ubyte.gz", 1).astype(np.int64)
+    test_images = _read_idx(folder / "t10k-images-idx3-ubyte.gz", 3)
+    test_labels = _read_idx(folder / "t10k-labels-idx1-ubyte.gz", 1).astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(train_labels)).astype(np.int64)
+    train, validation = (Split(train_images[i], train_labels[i], i) for i in np.split(order, [55_000]))
+    test = Split(test_images, test_labels, np.arange(len(test_labels), dtype=np.int64))
+    return DataSet("fashion-mnist", train, validation, test, FASHION_LABELS)
+
+
+def _fashion_dir() -> Path:
+    chosen = os.environ.get("CODE_RAY_FASHION_MNIST")
+    for folder in (Path(chosen),) if chosen else FASHION_DIRS:
+        if (folder / "t10k-labels-idx1-ubyte.gz").exists():
+            return folder
+    if chosen:
+        raise DataError(f"CODE_RAY_FASHION_MNIST={chosen} holds no t10k-labels-idx1-ubyte.gz; point it at the four idx files")
+    return _download_fashion(FASHION_DIRS[-1])
+
+
+def _download_fashion(folder: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(folder / "torchvision"), download=True)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"Fashion-MNIST is not on this machine (looked in {', '.join(map(str, FASHION_DIRS))}) and could not be "
+            f"downloaded ({error}); on Debian run 'apt-get install dataset-fashion-mnist', elsewhere put the four "
+            "idx.gz files in a folder and set CODE_RAY_FASHION_MNIST to it"
+        ) from error
+    return folder / "torchvision/FashionMNIST/raw"
+
+
+def _read_idx(file: Path, dimensions: int) -> UInt8Array:
+    """An idx file of unsigned bytes: magic 0x0000_08_dd, big-endian sizes, then the bytes."""
+    try:
+        with gzip.open(file, "rb") as stream:
+            content = stream.read()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file} cannot be read ({error}); install or download the data set again") from error
+    start = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
+        raise DataError(f"{file} is not an idx file of {dimensions} dimensions; install or download the data set again")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+DATA_SETS: dict[str, Callable[[], DataSet]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}

@@ -1,0 +1,100 @@
+"""What a search maximises: the plan's throughput under a loss limit, or the paper's reward (DESIGN 2.4).
+
+An objective values a *set* of trained paths, because a plan is a mixture.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from code_ray.path import InferencePath
+from code_ray.reward import Reward, pair_reward
+from code_ray.space import Candidate
+from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture, pair_within_loss
+
+Known = Mapping[InferencePath, tuple[PathCost, float]]
+"""Trained paths with their costs and validation accuracies."""
+
+SHORTLIST = 24
+"""Candidates whose plan value is computed exactly; the rest is ranked out by the closed form."""
+
+
+class Objective(ABC):
+    """Values of plans for one local service; ``original`` is its own path."""
+
+    def __init__(self, original: Candidate, accuracy_original: float, limits: Limits, local_provider: str) -> None:
+        self.original = original
+        self.accuracy_original = accuracy_original
+        self.limits = limits
+        self.local_provider = local_provider
+
+    @property
+    def original_seconds(self) -> float:
+        """T0, seconds per sample of the original path on the local server."""
+        return self.original.cost.at(self.local_provider)
+
+    @abstractmethod
+    def value(self, known: Known) -> float:
+        """Value of the best plan from the original and ``known`` paths (cost, accuracy); 1 is the original alone or F of it."""
+
+    @abstractmethod
+    def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
+        """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows); -inf where ruled out."""
+
+    def pair_arguments(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray, float]:
+        """tau_l and tau_h of each candidate, and kappa of the tightest host."""
+        tau_l = np.array([c.cost.at(self.local_provider) for c in candidates])
+        tau_h = np.array([c.cost.elsewhere(self.local_provider) for c in candidates])
+        return tau_l, tau_h, min(self.limits.budgets.values())
+
+
+class PlanObjective(Objective):
+    """Throughput of the best mixture over Th_0, under the loss limit."""
+
+    def mixture(self, known: Known) -> Mixture:
+        """The best mixture; rates in the order original, then ``known``."""
+        costs = [self.original.cost, *(cost for cost, _ in known.values())]
+        accuracies = [self.accuracy_original, *(accuracy for _, accuracy in known.values())]
+        return best_mixture(costs, accuracies, self.accuracy_original, self.limits)
+
+    def value(self, known: Known) -> float:
+        return self.mixture(known).throughput * self.original_seconds
+
+    def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
+        tau_l, tau_h, kappa = self.pair_arguments(candidates)
+        loss = 100 * (self.accuracy_original - accuracies)
+        screened = pair_within_loss(self.original_seconds, tau_l, tau_h, kappa, loss, self.limits.loss_points).max(axis=0)
+        values = np.full(accuracies.shape, -np.inf)
+        for column in np.argsort(-screened)[:SHORTLIST]:
+            candidate = candidates[column]
+            for row, accuracy in enumerate(accuracies[:, column]):
+                values[row, column] = self.value({**known, candidate.path: (candidate.cost, float(accuracy))})
+        return values
+
+
+class PaperObjective(Objective):
+    """F of the best pair, original and one path at maximum offload."""
+
+    def __init__(self, original: Candidate, accuracy_original: float, limits: Limits, local_provider: str, reward: Reward) -> None:
+        super().__init__(original, accuracy_original, limits, local_provider)
+        self.reward = reward
+
+    @property
+    def original_value(self) -> float:
+        """F of the original alone."""
+        return float(self.reward(self.accuracy_original, 1.0))
+
+    def path_values(self, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
+        """F of each candidate (columns) at each accuracy (rows)."""
+        tau_l, tau_h, kappa = self.pair_arguments(candidates)
+        return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, kappa)
+
+    def value(self, known: Known) -> float:
+        found = [float(self.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) for path, (cost, accuracy) in known.items()]
+        return max([self.original_value, *found])
+
+    def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
+        return np.maximum(self.path_values(candidates, accuracies), self.value(known))

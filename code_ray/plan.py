@@ -1,0 +1,149 @@
+"""A plan: which paths a deployment may use, with their accuracies, hashes and limits (``plan.json``).
+
+A plan holds no rates. Where it is deployed, times are measured and the programme is solved again (DESIGN 3.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from code_ray.blocks import content_hash
+from code_ray.errors import IntegrityError, PlanError
+from code_ray.links import Link
+from code_ray.path import InferencePath, LinkSlot, parse_path
+from code_ray.runner import Leg, Placement, make_links, walk
+from code_ray.service import Service
+
+
+class PlannedPath(BaseModel):
+    """One path of a plan: its text form, id, measured accuracy (a fraction) and the hash of each link."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    id: str
+    accuracy: float = Field(ge=0, le=1)
+    link_hashes: dict[str, str]
+
+
+class Plan(BaseModel):
+    """What a deployment needs to know. ``paths[0]`` is the original path.
+
+    ``services`` name -> content hash, ``placement`` service -> provider, ``kappa`` host service -> share of its server,
+    ``loss_points`` the average-accuracy loss that is allowed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    local: str
+    num_blocks: int
+    services: dict[str, str]
+    placement: dict[str, str]
+    kappa: dict[str, float]
+    loss_points: float = Field(ge=0)
+    paths: tuple[PlannedPath, ...]
+
+    def inference_path(self, planned: PlannedPath) -> InferencePath:
+        """The path value of an entry of this plan."""
+        return parse_path(planned.path, self.num_blocks)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Share of each provider's server that this plan may use (1 at the local provider)."""
+        hosts = {self.placement[service]: share for service, share in self.kappa.items()}
+        return {**hosts, self.placement[self.local]: 1.0}
+
+    def check_services(self, services: Mapping[str, Service]) -> None:
+        """Check that ``services`` are the ones this plan was made for.
+
+        Raises:
+            PlanError: for a service that is missing.
+            IntegrityError: for one whose content differs.
+        """
+        for name, recorded in self.services.items():
+            if name not in services:
+                raise PlanError(f"the plan needs service {name!r}, which is not here; there are: {', '.join(services)}")
+            if services[name].content_hash != recorded:
+                raise IntegrityError(
+                    f"service {name!r} has content {services[name].content_hash[:12]}, the plan was made for {recorded[:12]}; "
+                    "search again, or restore that version of the service"
+                )
+
+
+def read_plan(file: Path) -> Plan:
+    """Read and validate ``plan.json``.
+
+    Raises:
+        PlanError: where it is missing or malformed.
+    """
+    try:
+        return Plan.model_validate_json(file.read_text())
+    except OSError as error:
+        raise PlanError(f"{file} cannot be read ({error}); give the directory that a finished search wrote") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PlanError(f"{file} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}; run the search again") from error
+
+
+def path_id(path: InferencePath, services: Mapping[str, Service]) -> str:
+    """Short hash of the content of the services on a path, its segments and its link rank."""
+    names = (path.local, *path.hosts)
+    text = "|".join([str(path), *(services[name].content_hash for name in names)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def leg_key(path_id: str, index: int) -> str:
+    """Name of leg ``index`` of a path, as routers ask providers for it."""
+    return f"{path_id}:{index}"
+
+
+def save_links(path: InferencePath, identifier: str, links: Mapping[str, Link], placement: Placement, stores_dir: Path) -> dict[str, str]:
+    """Write each link into the store of the provider it lives with; returns the hash of each link by slot key."""
+    for leg in walk(path, placement):
+        keys = _link_keys(leg)
+        if keys:
+            tensors = {f"{key}.{name}": t.contiguous() for key in keys for name, t in links[key].state_dict().items()}
+            folder = stores_dir / leg.provider
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / f"{identifier}-{'-'.join(keys)}.safetensors")
+    return {key: content_hash(link) for key, link in links.items()}
+
+
+def load_leg_links(
+    leg: Leg, path: InferencePath, planned: PlannedPath, services: Mapping[str, Service], store_dir: Path
+) -> dict[str, Link]:
+    """The links of one leg from its provider's store, checked against the plan's hashes.
+
+    Raises:
+        PlanError: for a file that is missing, unreadable or of other shapes.
+        IntegrityError: for links that are not the recorded ones.
+    """
+    keys = _link_keys(leg)
+    if not keys:
+        return {}
+    file = store_dir / f"{planned.id}-{'-'.join(keys)}.safetensors"
+    fresh = make_links(path, services)
+    links = {key: fresh[key] for key in keys}
+    try:
+        tensors = load_file(file)
+        for key, link in links.items():
+            prefix = f"{key}."
+            link.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise PlanError(f"links of path {planned.id} cannot be loaded from {file} ({error}); copy the provider's store again") from error
+    for key, link in links.items():
+        if content_hash(link) != planned.link_hashes.get(key):
+            raise IntegrityError(f"{file}: {key} is not the link the plan names; copy the provider's store again, or search again")
+    return links
+
+
+def _link_keys(leg: Leg) -> list[str]:
+    return [step.key for step in leg.steps if isinstance(step, LinkSlot)]

@@ -1,0 +1,218 @@
+"""Measured times of blocks, links and packing -> ``Profile`` (DESIGN 2.3).
+
+Every time is the median of repeated runs, per sample, at the batch size and in the execution mode in which its server
+is fastest. A path's time on a server is the sum over what it runs there. One core a provider: the caller sets
+``torch.set_num_threads``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from code_ray.blocks import ExecutionMode, optimise
+from code_ray.errors import PlanError
+from code_ray.links import Link, LinkSpec
+from code_ray.path import InferencePath, Segment
+from code_ray.runner import Leg, Placement, slot_spec, walk
+from code_ray.service import Service
+from code_ray.throughput import PathCost
+
+BATCH_SIZES = (16, 32, 64, 128)
+REPEATS = 7
+
+
+class Execution(BaseModel):
+    """How a service is run fastest on its server: mode and batch size, with the seconds per sample it took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: ExecutionMode
+    batch_size: int
+    seconds: float
+
+
+def candidate_modes() -> tuple[ExecutionMode, ...]:
+    """Execution modes worth timing here: bf16 only where the processor computes in it."""
+    modes = [ExecutionMode(), ExecutionMode(channels_last=True)]
+    if supports_bf16():
+        modes.append(ExecutionMode("bfloat16", channels_last=True))
+    return tuple(modes)
+
+
+def supports_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware; emulated, it is several times slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
+
+
+def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median wall time of ``run`` after two warm-up calls."""
+    for _ in range(2):
+        run()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def time_modules(
+    modules: Sequence[nn.Module], in_shape: Sequence[int], mode: ExecutionMode, batch_size: int, repeats: int = REPEATS
+) -> float:
+    """Seconds per sample of ``modules`` in order, on a batch of noise of shape (batch_size, *in_shape)."""
+    module = optimise(nn.Sequential(*modules), mode)
+    value = mode.cast(torch.rand(batch_size, *in_shape))
+    with torch.inference_mode():
+        return median_seconds(lambda: module(value), repeats) / batch_size
+
+
+def best_execution(
+    service: Service,
+    batch_sizes: Iterable[int] = BATCH_SIZES,
+    modes: Iterable[ExecutionMode] | None = None,
+    repeats: int = 5,
+) -> Execution:
+    """The mode and batch size at which the whole service takes least time per sample."""
+    options = [
+        Execution(mode=mode, batch_size=size, seconds=time_modules(list(service.blocks), service.boundaries[0].shape, mode, size, repeats))
+        for mode in (modes or candidate_modes())
+        for size in batch_sizes
+    ]
+    return min(options, key=lambda option: option.seconds)
+
+
+class Profile(BaseModel):
+    """Measured times of every block and link of a search (``profile.json``).
+
+    ``block_seconds`` by service, ``link_seconds`` by service the link lives with and link description, all per sample;
+    ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    executions: dict[str, Execution]
+    block_seconds: dict[str, tuple[float, ...]]
+    link_seconds: dict[str, dict[str, float]]
+    pack_seconds_per_byte: float
+    placement: dict[str, str]
+
+    def mode_of(self, provider: str) -> ExecutionMode:
+        """Execution mode of a provider's server: that of its first service."""
+        return next(execution.mode for name, execution in self.executions.items() if self.placement[name] == provider)
+
+    def original_seconds(self, service: str) -> float:
+        """T0: the whole service on its own server."""
+        return sum(self.block_seconds[service])
+
+    def cost(self, path: InferencePath, services: Mapping[str, Service]) -> PathCost:
+        """Seconds by provider and bytes by edge for one sample on ``path``.
+
+        Raises:
+            PlanError: for a path whose links this profile has not measured.
+        """
+        seconds: dict[str, float] = {}
+        payload: dict[tuple[str, str], float] = {}
+        previous: str | None = path.local and self.placement[path.local]
+        shape = services[path.local].boundaries[0].shape
+        for leg in walk(path, self.placement):
+            if previous is not None and leg.provider != previous:
+                # uint8 images leave as they came; activations cross as float32.
+                size = float(torch.Size(shape).numel()) * (1 if path.lout == 0 and not seconds else 4)
+                payload[previous, leg.provider] = payload.get((previous, leg.provider), 0.0) + size
+                for end in (previous, leg.provider):
+                    seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
+            seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
+            shape, previous = leg_out_shape(leg, path, services), leg.provider
+        return PathCost(seconds, payload)
+
+    def _leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:
+        total = 0.0
+        for step in leg.steps:
+            if isinstance(step, Segment):
+                total += sum(self.block_seconds[step.service][step.start : step.stop])
+            else:
+                key = spec_key(slot_spec(step, path, services))
+                measured = self.link_seconds.get(leg.provider, {})
+                if key not in measured:
+                    raise PlanError(
+                        f"link {key} of path {path} was not measured at {leg.provider!r}; profile again with this path in the space"
+                    )
+                total += measured[key]
+        return total
+
+
+def leg_out_shape(leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> tuple[int, ...]:
+    """Shape per sample of what a leg hands on."""
+    last = leg.steps[-1]
+    service, position = (last.service, last.stop) if isinstance(last, Segment) else last.target
+    return services[service].boundaries[position].shape
+
+
+def spec_key(spec: LinkSpec) -> str:
+    """A link's description as a stable string, the key of its time."""
+    shapes = "-".join("x".join(map(str, shape)) for shape in (spec.in_shape, spec.out_shape))
+    return f"{shapes},rank={spec.rank},relu={int(spec.relu)},{spec.pool}"
+
+
+def measure_profile(
+    paths: Iterable[InferencePath],
+    services: Mapping[str, Service],
+    placement: Placement,
+    progress: Callable[[str], None] = lambda _: None,
+    batch_sizes: Iterable[int] = BATCH_SIZES,
+) -> Profile:
+    """Time every block of ``services`` and every link that one of ``paths`` needs."""
+    executions: dict[str, Execution] = {}
+    block_seconds: dict[str, tuple[float, ...]] = {}
+    for name, service in services.items():
+        executions[name] = best_execution(service, batch_sizes)
+        progress(
+            f"{name}: {executions[name].seconds * 1e3:.3f} ms an image at batch {executions[name].batch_size}, {executions[name].mode}"
+        )
+        block_seconds[name] = _measure_blocks(service, executions[name])
+    owners = {placement[name]: executions[name] for name in reversed(list(services))}
+    needed: dict[str, dict[str, LinkSpec]] = {}
+    for path in paths:
+        for leg in walk(path, placement):
+            for step in leg.steps:
+                if not isinstance(step, Segment):
+                    spec = slot_spec(step, path, services)
+                    needed.setdefault(leg.provider, {})[spec_key(spec)] = spec
+    link_seconds = {
+        provider: {
+            key: time_modules([Link(spec)], spec.in_shape, owners[provider].mode, owners[provider].batch_size, repeats=5)
+            for key, spec in specs.items()
+        }
+        for provider, specs in needed.items()
+    }
+    progress(f"{sum(map(len, link_seconds.values()))} different links measured")
+    return Profile(
+        executions=executions,
+        block_seconds=block_seconds,
+        link_seconds=link_seconds,
+        pack_seconds_per_byte=_measure_packing(),
+        placement=dict(placement),
+    )
+
+
+def _measure_blocks(service: Service, execution: Execution) -> tuple[float, ...]:
+    """Seconds per sample of each block, scaled so that they add up to the whole service's time."""
+    alone = [
+        time_modules([block], boundary.shape, execution.mode, execution.batch_size)
+        for block, boundary in zip(service.blocks, service.boundaries, strict=False)
+    ]
+    factor = execution.seconds / sum(alone)
+    return tuple(seconds * factor for seconds in alone)
+
+
+def _measure_packing(size: int = 4 << 20) -> float:
+    """Seconds per byte to copy a tensor into or out of a message."""
+    value = torch.rand(size // 4).numpy()
+    return median_seconds(lambda: value.tobytes()) / size

@@ -1,0 +1,127 @@
+"""The only place that walks a path.
+
+``walk`` cuts a path into *legs*: what runs at one provider in one go, links included. Evaluation, training and the
+servers all execute legs; none of them looks at segments. A link lives with the host it enters, else with the host it
+leaves, else with the local provider (DESIGN 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from code_ray.blocks import ExecutionMode, optimise
+from code_ray.links import Link, LinkSpec, link_spec
+from code_ray.path import InferencePath, LinkSlot, Segment
+from code_ray.service import Service
+
+Step = Segment | LinkSlot
+Placement = Mapping[str, str]
+"""Service name -> provider name."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Steps of a path that one provider runs in one call."""
+
+    provider: str
+    steps: tuple[Step, ...]
+
+
+def walk(path: InferencePath, placement: Placement) -> tuple[Leg, ...]:
+    """The legs of ``path`` in order; consecutive steps at the same provider are one leg."""
+    slots = path.link_slots
+    placed: list[tuple[str, Step]] = []
+    for index, segment in enumerate(path.segments):
+        if segment.start < segment.stop:
+            placed.append((placement[segment.service], segment))
+        if index < len(slots):
+            slot = slots[index]
+            placed.append((placement[_link_owner(slot, path.local)], slot))
+    legs: list[Leg] = []
+    for provider, step in placed:
+        if legs and legs[-1].provider == provider:
+            legs[-1] = Leg(provider, (*legs[-1].steps, step))
+        else:
+            legs.append(Leg(provider, (step,)))
+    return tuple(legs)
+
+
+def _link_owner(slot: LinkSlot, local: str) -> str:
+    """The service with which a link lives: the host it enters, else the one it leaves, else the local one."""
+    return slot.target[0] if slot.target[0] != local else slot.source[0]
+
+
+def slot_spec(slot: LinkSlot, path: InferencePath, services: Mapping[str, Service]) -> LinkSpec:
+    """Shapes and activation of the link at ``slot``; behind an empty segment the source is what the link before makes."""
+    source, target = (services[name].boundaries[position] for name, position in (slot.source, slot.target))
+    return link_spec(
+        source,
+        target,
+        rank=slot.rank,
+        to_input=slot.target[1] == 0,
+        to_logits=slot.target == (path.local, path.num_blocks),
+        skip=path.kind == "skip",
+    )
+
+
+def make_links(path: InferencePath, services: Mapping[str, Service]) -> dict[str, Link]:
+    """Fresh, randomly initialised links for every slot of ``path``, by slot key."""
+    return {slot.key: Link(slot_spec(slot, path, services)) for slot in path.link_slots}
+
+
+def leg_modules(leg: Leg, services: Mapping[str, Service], links: Mapping[str, Link]) -> list[nn.Module]:
+    """The modules of a leg in order: original blocks (not copies) and links."""
+    modules: list[nn.Module] = []
+    for step in leg.steps:
+        if isinstance(step, Segment):
+            modules.extend(services[step.service].blocks[step.start : step.stop])
+        else:
+            modules.append(links[step.key])
+    return modules
+
+
+class LegRunner:
+    """A leg made ready for inference in one execution mode.
+
+    Input and output are float32 in standard layout whatever the mode, so that legs of different modes meet.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], mode: ExecutionMode, device: str = "cpu") -> None:
+        self.mode = mode
+        self.device = device
+        self.module = optimise(nn.Sequential(*modules), mode).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, value: Tensor) -> Tensor:
+        output: Tensor = self.module(self.mode.cast(value.to(self.device)))
+        return output.to("cpu", torch.float32).contiguous()
+
+
+class PathRunner:
+    """Runs a whole path in one process, leg by leg, as the servers do.
+
+    ``modes`` gives the execution mode by provider.
+    """
+
+    def __init__(
+        self,
+        path: InferencePath,
+        services: Mapping[str, Service],
+        links: Mapping[str, Link],
+        placement: Placement,
+        modes: Callable[[str], ExecutionMode],
+    ) -> None:
+        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider)) for leg in walk(path, placement)]
+
+    def __call__(self, inputs: Tensor, batch_size: int = 64) -> Tensor:
+        """Logits (n, classes) for preprocessed inputs (n, *input_shape), computed in batches."""
+        outputs = []
+        for value in inputs.split(batch_size):
+            for leg in self.legs:
+                value = leg(value)
+            outputs.append(value)
+        return torch.cat(outputs)

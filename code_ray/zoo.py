@@ -1,0 +1,136 @@
+"""Built-in services by name.
+
+========================  ======================================================  ==============
+name                      what it is                                              weights
+========================  ======================================================  ==============
+``fashion-cnn``           7 blocks, Fashion-MNIST; the headline local service     in the package
+``alexnet-fashion``       6 blocks, AlexNet at 28x28, Fashion-MNIST (the paper)   in the package
+``alexnet-digits``        6 blocks, AlexNet at 28x28, scikit-learn's digits       in the package
+``efficientnet-lite0``    10 blocks, ImageNet, at 56x56; the headline host        PyPI, converted
+========================  ======================================================  ==============
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from code_ray.blocks import split
+from code_ray.errors import ServiceError
+from code_ray.service import Builder, Service, load_service
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+class Residual(nn.Module):
+    """relu(x + f(x)), f two 3x3 convolutions with batch norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.relu(value + self.body(value))
+
+
+def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+
+
+def build_fashion_cnn(num_classes: int, width: int = 48) -> nn.ModuleList:
+    """Seven blocks for 1x28x28 inputs: two convolutions, two residual pairs, two more convolutions, a head."""
+    w = width
+    return nn.ModuleList(
+        [
+            nn.Sequential(*_conv(1, w)),
+            nn.Sequential(*_conv(w, 2 * w), nn.MaxPool2d(2)),
+            Residual(2 * w),
+            nn.Sequential(*_conv(2 * w, 3 * w), nn.MaxPool2d(2)),
+            Residual(3 * w),
+            nn.Sequential(*_conv(3 * w, 4 * w), nn.MaxPool2d(2)),
+            nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * w * 9, num_classes)),
+        ]
+    )
+
+
+def build_alexnet(num_classes: int, widths: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)) -> nn.ModuleList:
+    """AlexNet's five convolutions and a head at 1x28x28: strides and kernels shrunk, widths torchvision's."""
+    a, b, c, d, e = widths
+    layers: list[nn.Module] = [nn.Conv2d(1, a, 3, stride=2, padding=1), nn.ReLU()]
+    layers += [nn.Conv2d(a, b, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(b, c, 3, padding=1), nn.ReLU()]
+    layers += [nn.Conv2d(c, d, 3, padding=1), nn.ReLU()]
+    layers += [nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3)]
+    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(e * 4, 512), nn.ReLU(), nn.Linear(512, num_classes)]
+    return split(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
+
+
+def build_efficientnet_lite0(num_classes: int = 1000) -> nn.ModuleList:
+    """timm's ``tf_efficientnet_lite0`` as nine stages and a head.
+
+    Raises:
+        ServiceError: where timm is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ServiceError("efficientnet-lite0 needs timm; run 'pip install code_ray[demo]'") from error
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=num_classes)
+    stages = [nn.Sequential(model.conv_stem, model.bn1), *model.blocks, nn.Sequential(model.conv_head, model.bn2)]
+    return nn.ModuleList([*stages, nn.Sequential(model.global_pool, model.classifier)])
+
+
+BUILDERS: dict[str, Builder] = {
+    "fashion_cnn": build_fashion_cnn,
+    "alexnet": build_alexnet,
+    "efficientnet_lite0": build_efficientnet_lite0,
+}
+
+
+def cache_dir() -> Path:
+    """Where converted services are kept: ``$CODE_RAY_CACHE`` or ``~/.cache/code_ray``."""
+    return Path(os.environ.get("CODE_RAY_CACHE", Path.home() / ".cache/code_ray"))
+
+
+def _packaged(name: str) -> Callable[[], Path]:
+    return lambda: WEIGHTS_DIR / name
+
+
+def _efficientnet_dir() -> Path:
+    from code_ray.efficientnet import convert_efficientnet_lite0
+
+    return convert_efficientnet_lite0(cache_dir() / "efficientnet-lite0")
+
+
+ZOO: dict[str, Callable[[], Path]] = {
+    "fashion-cnn": _packaged("fashion-cnn"),
+    "alexnet-fashion": _packaged("alexnet-fashion"),
+    "alexnet-digits": _packaged("alexnet-digits"),
+    "efficientnet-lite0": _efficientnet_dir,
+}
+
+
+@lru_cache(maxsize=8)
+def get_service(name_or_folder: str) -> Service:
+    """The built-in service of that name, or the one in that folder.
+
+    Raises:
+        ServiceError: for a name that is neither, or a folder that is not a service.
+    """
+    if name_or_folder in ZOO:
+        return load_service(ZOO[name_or_folder](), BUILDERS)
+    if Path(name_or_folder).is_dir():
+        return load_service(Path(name_or_folder), BUILDERS)
+    raise ServiceError(f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder")

@@ -1,0 +1,146 @@
+"""The whole course of a search as ask / tell: sampled trainings, then controls, then confirmation on fresh seeds.
+
+Knows no Tune. A resumed search replays its journal into a new campaign and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from code_ray.controls import control_paths
+from code_ray.objective import Known
+from code_ray.path import InferencePath, parse_path
+from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping, make_sampler
+from search.problem import Problem
+
+Role = Literal["search", "random_host", "links_only", "skip", "confirm"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation to run: a path at a fidelity, with a seed, and what it is for."""
+
+    path: InferencePath
+    fidelity: Fidelity
+    seed: int
+    role: Role
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values, for Tune and the journal."""
+        return {"path": str(self.path), "fidelity": self.fidelity, "seed": self.seed, "role": self.role}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], num_blocks: int) -> Job:
+        """The job that ``to_config`` wrote."""
+        return cls(parse_path(config["path"], num_blocks), config["fidelity"], config["seed"], config["role"])
+
+
+class Campaign:
+    """Hands out jobs and collects their records until nothing is left to do."""
+
+    def __init__(self, problem: Problem) -> None:
+        config = problem.config
+        self.problem = problem
+        self.records: dict[Job, dict[str, Any]] = {}
+        self.failures: dict[Job, str] = {}
+        self.sampler: Sampler = make_sampler(
+            config.sampler,
+            problem.candidates,
+            problem.objective,
+            Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon),
+            problem.host_blocks,
+            screen=config.screen,
+            seed=config.seed,
+        )
+        self._in_flight: set[Job] = set()
+        self._rest: list[Job] | None = None
+        self._replay()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every job is done or has failed."""
+        return self._rest == [] and not self._in_flight
+
+    def ask(self) -> Job | None:
+        """The next job; None where something in flight must come back first, or nothing is left."""
+        if self.sampler.stopped_because is None:
+            proposal = self.sampler.ask()
+            if proposal is not None:
+                return self._hand_out(Job(proposal.path, proposal.fidelity, self.problem.config.seed, "search"))
+        if self.sampler.stopped_because is None or any(job.role == "search" for job in self._in_flight):
+            return None
+        if self._rest is None:
+            self._rest = [job for job in self._closing_jobs() if job not in self.records and job not in self.failures]
+        return self._hand_out(self._rest.pop(0)) if self._rest else None
+
+    def tell(self, job: Job, record: dict[str, Any]) -> None:
+        """Take the measured record of a job and put it on disk.
+
+        Raises:
+            ArtifactError: where the journal cannot be written; everything told before stays.
+        """
+        self.problem.run.journal.append({**job.to_config(), **record})
+        self._take(job, record)
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Note that a job could not be done; the search goes on without it."""
+        self._in_flight.discard(job)
+        self.failures[job] = reason
+        if job.role == "search":
+            self.sampler.drop(Proposal(job.path, job.fidelity))
+
+    @property
+    def accuracies(self) -> Known:
+        """The paths a plan may be made of: cost, and validation accuracy averaged over the seeds it was trained on."""
+        known = {}
+        for path, (cost, _) in self.sampler.chosen.items():
+            seeds = [r["accuracy"] for j, r in self.records.items() if j.path == path and j.fidelity == "trained"]
+            known[path] = (cost, sum(seeds) / len(seeds))
+        return known
+
+    def full_trainings(self) -> int:
+        """How many times links were trained by the full recipe, controls and confirmation included."""
+        return sum(job.fidelity == "trained" for job in self.records)
+
+    def leading_cross(self) -> InferencePath | None:
+        """The trained cross path that the plan uses most, else the one that would serve best beside the original."""
+        objective, known = self.problem.plan_objective, self.sampler.chosen
+        crosses = [path for path in known if path.kind == "cross"]
+        if not crosses:
+            return None
+        rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
+        return max(crosses, key=lambda path: (rates[path], objective.value({path: known[path]})))
+
+    def _hand_out(self, job: Job) -> Job:
+        self._in_flight.add(job)
+        return job
+
+    def _take(self, job: Job, record: dict[str, Any]) -> None:
+        self._in_flight.discard(job)
+        self.records[job] = record
+        if job.role == "search":
+            self.sampler.tell(Proposal(job.path, job.fidelity), record["accuracy"], record["accuracy_fit"])
+
+    def _replay(self) -> None:
+        known = {candidate.path for candidate in self.problem.candidates}
+        for record in self.problem.run.journal.records():
+            if record["role"] == "original":
+                continue
+            job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
+            if job.role != "search" or job.path in known:
+                self._take(job, record)
+
+    def _closing_jobs(self) -> Iterator[Job]:
+        config, known = self.problem.config, self.sampler.chosen
+        cross = self.leading_cross()
+        if config.controls and cross is not None:
+            for role, path in control_paths(cross).items():
+                if not any(j.path == path and j.fidelity == "trained" for j in self.records):
+                    yield Job(path, "trained", config.seed, role)  # type: ignore[arg-type]
+        objective = self.problem.plan_objective
+        rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
+        ranked = sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
+        for path in ranked[: config.confirm]:
+            yield Job(path, "trained", config.seed + 1, "confirm")

@@ -1,0 +1,109 @@
+"""The YAML that ``python -m search`` takes, validated before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from code_ray.errors import ConfigError
+from code_ray.path import Kind
+from code_ray.training import Recipe
+
+
+class HostConfig(BaseModel):
+    """A service that lends blocks: the share of its server on offer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kappa: float = Field(1.0, gt=0, le=1)
+
+
+class StoppingConfig(BaseModel):
+    """DESIGN 2.5: c_stop, epsilon (units of the objective) and the most full trainings the sampler may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_trainings: int = Field(16, ge=1)
+    c_stop: int = Field(6, ge=1)
+    epsilon: float = Field(0.01, ge=0)
+
+
+class RewardConfig(BaseModel):
+    """Parameters of the paper's reward; ``accuracy_min_below_original`` is A_0 - A_min in points."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steepness: float = Field(8.0, gt=0)
+    accuracy_min_below_original: float = 0.7
+    exponent: float = 1.0
+
+
+class SearchConfig(BaseModel):
+    """One path search for one local service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    local: str
+    data: str
+    hosts: dict[str, HostConfig] = Field(min_length=0)
+    providers: dict[str, str] = {}
+    kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
+    min_lout: int = Field(0, ge=0)
+    ranks: tuple[int | None, ...] = (None,)
+    vectors: tuple[tuple[int, ...], ...] | None = None
+    objective: Literal["plan", "paper"] = "plan"
+    loss_points: float = Field(2.3, ge=0)
+    reward: RewardConfig = RewardConfig()
+    sampler: Literal["gp", "constant", "random", "printed"] = "gp"
+    screen: int = Field(24, ge=0)
+    stopping: StoppingConfig = StoppingConfig()
+    confirm: int = Field(3, ge=0)
+    controls: bool = True
+    recipe: Recipe = Recipe()
+    concurrency: int = Field(2, ge=1)
+    gpus_per_trial: float = Field(0.0, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchConfig:
+        if self.local in self.hosts:
+            raise ValueError(f"{self.local!r} cannot be its own host; take it out of 'hosts'")
+        if unknown := set(self.providers) - {self.local, *self.hosts}:
+            raise ValueError(f"'providers' names {sorted(unknown)}, which is neither the local service nor a host")
+        if "original" in self.kinds:
+            raise ValueError("'kinds' cannot hold 'original': it is always a part of the plan")
+        return self
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """Service -> provider; a service that ``providers`` does not name is its own provider."""
+        return {name: self.providers.get(name, name) for name in (self.local, *self.hosts)}
+
+
+def read_config(file: Path) -> SearchConfig:
+    """Read and validate a search's YAML.
+
+    Raises:
+        ConfigError: naming the file, the key and the cause.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); give the path of a search configuration") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}; mend that line") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds {type(content).__name__}, not settings by name; see search/configs/ for examples")
+    try:
+        return SearchConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (given: {_short(e['input'])})" for e in error.errors())
+        raise ConfigError(f"{file}: {problems}; see search/configs/ for examples") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

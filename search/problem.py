@@ -1,0 +1,144 @@
+"""Everything a search knows before it trains: services, data, measured times, candidates, objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import ValidationError
+
+from code_ray.artifact import RunDirectory, write_text
+from code_ray.data import DataSet, load_data
+from code_ray.errors import ArtifactError, ConfigError, PathError
+from code_ray.objective import Objective, PaperObjective, PlanObjective
+from code_ray.path import InferencePath, original_path, path_from_vector
+from code_ray.profiling import Profile, measure_profile
+from code_ray.reward import Reward
+from code_ray.service import Service
+from code_ray.space import Candidate, enumerate_paths
+from code_ray.throughput import Limits, pair_throughput
+from code_ray.training import Trainer
+from code_ray.zoo import get_service
+from search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A search, ready to run. ``candidates`` are those faster than the original (P' of Algorithm 1)."""
+
+    config: SearchConfig
+    run: RunDirectory
+    services: Mapping[str, Service]
+    data: DataSet
+    profile: Profile
+    accuracy_original: float
+    paths_enumerated: int
+    candidates: tuple[Candidate, ...]
+    objective: Objective
+
+    @property
+    def host_blocks(self) -> dict[str, int]:
+        return {name: self.services[name].num_blocks for name in self.config.hosts}
+
+    @property
+    def plan_objective(self) -> PlanObjective:
+        """The programme under the loss limit, whatever the search itself maximises: plans and arms are valued by it."""
+        o = self.objective
+        return o if isinstance(o, PlanObjective) else PlanObjective(o.original, o.accuracy_original, o.limits, o.local_provider)
+
+
+def prepare(config: SearchConfig, run: RunDirectory, say: Callable[[str], None]) -> Problem:
+    """Load, check, measure. Times and the original's accuracy are kept in the run directory for a resumed search.
+
+    Raises:
+        ConfigError, ServiceError, DataError, PathError: for what the configuration names and is not there.
+    """
+    services = {name: get_service(name) for name in (config.local, *config.hosts)}
+    local, data = services[config.local], load_data(config.data)
+    if tuple(data.labels) != local.labels:
+        raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
+    for service in services.values():
+        service.verify()
+    paths = _paths(config, services)
+    original = original_path(config.local, local.num_blocks)
+    profile = _profile(config, run, services, paths, say)
+    trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
+    accuracy_original = _original_accuracy(run, trainer, original)
+    say(f"original: {100 * accuracy_original:.2f} % on validation, {1 / profile.original_seconds(config.local):.0f} images a second")
+    provider = config.placement[config.local]
+    budgets = {config.placement[name]: host.kappa for name, host in config.hosts.items()} | {provider: 1.0}
+    limits = Limits(budgets, config.loss_points)
+    origin = Candidate(original, profile.cost(original, services))
+    candidates = tuple(c for c in (Candidate(p, profile.cost(p, services)) for p in paths) if _is_faster(c, origin, provider, budgets))
+    say(f"{len(paths)} paths enumerated, {len(candidates)} of them can serve more than the original alone")
+    if not run.splits_file.exists():
+        np.savez(run.splits_file, train=data.train.indices, validation=data.validation.indices, test=data.test.indices)
+    return Problem(
+        config,
+        run,
+        services,
+        data,
+        profile,
+        accuracy_original,
+        len(paths),
+        candidates,
+        _objective(config, origin, accuracy_original, limits, provider),
+    )
+
+
+def _paths(config: SearchConfig, services: Mapping[str, Service]) -> list[InferencePath]:
+    local = services[config.local]
+    hosts = {name: services[name].num_blocks for name in config.hosts}
+    if config.min_lout > local.num_blocks - 1:
+        raise ConfigError(f"min_lout {config.min_lout} leaves no path of {config.local!r}, which has {local.num_blocks} blocks; lower it")
+    if config.vectors is None:
+        return enumerate_paths(config.local, local.num_blocks, hosts, kinds=config.kinds, min_lout=config.min_lout, ranks=config.ranks)
+    host = next(iter(hosts), None)
+    paths = [
+        path_from_vector(v, config.local, local.num_blocks, host, hosts.get(host or ""), r) for v in config.vectors for r in config.ranks
+    ]
+    for path in paths:
+        if path.kind == "original" or (path.hosts and path.lout < config.min_lout):
+            raise PathError(f"vector {list(path.vector)} in 'vectors' is not in the space that 'min_lout' leaves; take it out")
+    return paths
+
+
+def _profile(
+    config: SearchConfig, run: RunDirectory, services: Mapping[str, Service], paths: list[InferencePath], say: Callable[[str], None]
+) -> Profile:
+    if run.profile_file.exists():
+        try:
+            return Profile.model_validate_json(run.profile_file.read_text())
+        except ValidationError as error:
+            raise ArtifactError(f"{run.profile_file} is damaged ({error.errors()[0]['msg']}); delete it to measure again") from error
+    say("measuring blocks and links ...")
+    profile = measure_profile([original_path(config.local, services[config.local].num_blocks), *paths], services, config.placement, say)
+    write_text(run.profile_file, profile.model_dump_json(indent=1))
+    return profile
+
+
+def _original_accuracy(run: RunDirectory, trainer: Trainer, original: InferencePath) -> float:
+    for record in run.journal.records():
+        if record["role"] == "original":
+            return float(record["accuracy"])
+    accuracy = trainer.accuracy(original, {}, trainer.data.validation)
+    run.journal.append({"role": "original", "path": str(original), "accuracy": accuracy})
+    return accuracy
+
+
+def _is_faster(candidate: Candidate, original: Candidate, provider: str, budgets: Mapping[str, float]) -> bool:
+    t0 = original.cost.at(provider)
+    elsewhere = {name: seconds for name, seconds in candidate.cost.seconds.items() if name != provider}
+    # The tightest host decides the rate; as if it alone did all the work there at its own kappa.
+    tau_h = max((seconds / budgets[name] for name, seconds in elsewhere.items()), default=0.0)
+    th_l, th_h = pair_throughput(t0, candidate.cost.at(provider), tau_h, 1.0)
+    return bool((th_l + th_h) * t0 > 1.0)
+
+
+def _objective(config: SearchConfig, original: Candidate, accuracy_original: float, limits: Limits, provider: str) -> Objective:
+    if config.objective == "plan":
+        return PlanObjective(original, accuracy_original, limits, provider)
+    settings = config.reward
+    reward = Reward(accuracy_original - settings.accuracy_min_below_original / 100, settings.steepness, settings.exponent)
+    return PaperObjective(original, accuracy_original, limits, provider, reward)

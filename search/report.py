@@ -1,0 +1,154 @@
+"""Write what a search found into its run directory: result.json, plan.json, evaluations.csv, pictures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from code_ray.artifact import write_text
+from code_ray.objective import PaperObjective
+from code_ray.path import InferencePath
+from code_ray.reward import Reward
+from code_ray.space import Candidate
+from code_ray.throughput import host_efficiency
+from search.campaign import Campaign
+from search.plots import draw_pareto, draw_path, draw_trace
+from search.problem import Problem
+from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, make_plan, measure_test, replica_summary, test_loss
+
+
+def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
+    """Choose the plan, measure it once on test data, write everything; returns the content of ``result.json``."""
+    problem = campaign.problem
+    run, known = problem.run, campaign.accuracies
+    for service in problem.services.values():
+        service.verify()
+    arm = deployed(problem, campaign)
+    arms = all_arms(problem, known)
+    plan = make_plan(problem, campaign, arm)
+    hits = measure_test(problem, plan)
+    table = evaluations_table(campaign)
+    result: dict[str, Any] = {
+        "best": _best(problem, campaign, arm, hits),
+        "deployed": arm.summary() | _test_summary(arm, hits),
+        "arms": {name: a.summary() for name, a in arms.items()} | {"replica": replica_summary(problem)},
+        "controls": _controls(campaign),
+        "fixed_speedups": fixed_speedups(problem, known),
+        "candidates": len(problem.candidates),
+        "paths_enumerated": problem.paths_enumerated,
+        "trainings": campaign.full_trainings(),
+        "screened": sum(job.fidelity == "fit" for job in campaign.records),
+        "failed": {str(job.path): reason for job, reason in campaign.failures.items()},
+        "seconds": seconds,
+        "sampler": problem.config.sampler,
+        "objective": problem.config.objective,
+        "seed": problem.config.seed,
+        "stopped_because": campaign.sampler.stopped_because,
+        "verdict": verdict(arm),
+    }
+    table.to_csv(run.evaluations_file, index=False)
+    write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
+    draw_trace(table, run.picture_file("search_trace"))
+    draw_pareto(problem, table, result["arms"], run.picture_file("pareto"))
+    draw_path(_leading_path(arm), problem.services, run.picture_file("winning_path"))
+    write_text(run.result_file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def verdict(arm: Arm) -> str:
+    """One sentence for the operator: what was found, or that nothing pays."""
+    if arm.mixture.rates and len([rate for rate in arm.mixture.rates if rate > 0]) == 1 and arm.mixture.rates[0] > 0:
+        return (
+            "nothing pays: every trained path loses more accuracy than the limit allows, or gains nothing; the original alone is deployed"
+        )
+    return (
+        f"the plan serves {arm.throughput_ratio:.2f} times the original at {arm.loss_points:.2f} points average-accuracy loss (validation)"
+    )
+
+
+def evaluations_table(campaign: Campaign) -> pd.DataFrame:
+    """One row an evaluation, in the order they were measured."""
+    problem = campaign.problem
+    rows = []
+    for job, record in campaign.records.items():
+        cost = problem.profile.cost(job.path, problem.services) if set(job.path.hosts) <= set(problem.services) else None
+        provider = problem.objective.local_provider
+        arm = best_arm(problem, {job.path: (cost, record["accuracy"])}) if cost else None
+        tau_l, tau_h = (cost.at(provider), cost.elsewhere(provider)) if cost else (np.nan, np.nan)
+        rows.append(
+            {
+                **job.to_config(),
+                "kind": job.path.kind,
+                "vector": str(list(job.path.vector)),
+                "rank": job.path.rank,
+                "accuracy_fit": record["accuracy_fit"],
+                "accuracy": record["accuracy"],
+                "loss_points": 100 * (problem.accuracy_original - record["accuracy"]),
+                "tau_local_ms": 1e3 * tau_l,
+                "tau_host_ms": 1e3 * tau_h,
+                "host_efficiency": host_efficiency(problem.objective.original_seconds, tau_l, tau_h) if cost else np.nan,
+                "pair_throughput_ratio": arm.throughput_ratio if arm else np.nan,
+                "pair_loss_points": arm.loss_points if arm else np.nan,
+                "seconds": record["seconds"],
+            }
+        )
+    columns = ["path", "fidelity", "seed", "role", "kind", "vector", "rank", "accuracy_fit", "accuracy", "loss_points"]
+    columns += ["tau_local_ms", "tau_host_ms", "host_efficiency", "pair_throughput_ratio", "pair_loss_points", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _leading_path(arm: Arm) -> InferencePath:
+    """The path other than the original that carries most, or the original where it is alone."""
+    others = [(rate, path) for path, rate in zip(arm.paths[1:], arm.mixture.rates[1:], strict=True) if rate > 0]
+    return max(others)[1] if others else arm.paths[0]
+
+
+def _best(problem: Problem, campaign: Campaign, arm: Arm, hits: Any) -> dict[str, Any]:
+    path = _leading_path(arm)
+    original = arm.paths[0]
+    objective = problem.objective
+    cost, accuracy = campaign.accuracies.get(path, (objective.original.cost, problem.accuracy_original))
+    tau_l, tau_h = cost.at(objective.local_provider), cost.elsewhere(objective.local_provider)
+    settings = problem.config.reward
+    reward = Reward(problem.accuracy_original - settings.accuracy_min_below_original / 100, settings.steepness, settings.exponent)
+    paper = PaperObjective(objective.original, problem.accuracy_original, objective.limits, objective.local_provider, reward)
+    f_path = float(paper.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) if path != original else paper.original_value
+    costs = {p: c for p, (c, _) in campaign.accuracies.items()} | {original: objective.original.cost}
+    hosts = set(objective.limits.budgets) - {objective.local_provider}
+    return {
+        "vector": list(path.vector),
+        "kind": path.kind,
+        "host": path.hosts[0] if path.hosts else None,
+        "accuracy_validation": accuracy,
+        "accuracy_test": float(hits[path].mean()),
+        "accuracy_original_test": float(hits[original].mean()),
+        "throughput_ratio": arm.throughput_ratio,
+        "average_accuracy_loss_points": test_loss(arm, hits)[0],
+        "reward": f_path,
+        "reward_original": paper.original_value,
+        "host_share": max((arm.mixture.load(host, [costs[p] for p in arm.paths]) for host in hosts), default=0.0),
+        "host_efficiency": host_efficiency(objective.original_seconds, tau_l, tau_h),
+    }
+
+
+def _test_summary(arm: Arm, hits: Any) -> dict[str, float]:
+    loss, half = test_loss(arm, hits)
+    return {"average_accuracy_loss_points_test": loss, "half_interval_95_points": half}
+
+
+def _controls(campaign: Campaign) -> dict[str, dict[str, float] | None]:
+    """Accuracy of each control of the leading cross path beside that path's own, all on validation."""
+    from code_ray.controls import control_paths
+
+    cross = campaign.leading_cross()
+    if cross is None:
+        return {"random_host": None, "links_only": None, "skip": None}
+    reached = campaign.accuracies[cross][1]
+    controls: dict[str, dict[str, float] | None] = {}
+    for role, path in control_paths(cross).items():
+        found = [r["accuracy"] for j, r in campaign.records.items() if j.path == path and j.fidelity == "trained"]
+        controls[role] = {"accuracy_validation": found[0], "cross_accuracy_validation": reached} if found else None
+    return controls

@@ -1,0 +1,158 @@
+"""From a finished campaign to what people read: the plan, its rivals, the controls (DESIGN 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from code_ray.links import Link
+from code_ray.objective import Known, PaperObjective
+from code_ray.path import InferencePath
+from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id
+from code_ray.runner import walk
+from code_ray.throughput import Mixture, least_loss_mixture, pair_throughput
+from code_ray.training import Trainer
+from search.campaign import Campaign
+from search.problem import Problem
+
+SPEEDUPS = (1.4, 1.6, 1.8)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to serve: a mixture of paths, its throughput over the original's, its average-accuracy loss."""
+
+    paths: tuple[InferencePath, ...]
+    mixture: Mixture
+    throughput_ratio: float
+    loss_points: float
+
+    def summary(self) -> dict[str, Any]:
+        """What ``result.json`` says of it."""
+        return {
+            "throughput_ratio": self.throughput_ratio,
+            "average_accuracy_loss_points": self.loss_points,
+            "paths": {str(p): rate / self.mixture.throughput for p, rate in zip(self.paths, self.mixture.rates, strict=True) if rate > 0},
+        }
+
+
+def best_arm(problem: Problem, known: Known) -> Arm:
+    """The best mixture of the original and ``known``."""
+    objective = problem.plan_objective
+    mixture = objective.mixture(known)
+    accuracies = [problem.accuracy_original, *(accuracy for _, accuracy in known.values())]
+    return Arm(
+        (objective.original.path, *known),
+        mixture,
+        mixture.throughput * objective.original_seconds,
+        mixture.average_loss_points(accuracies, problem.accuracy_original),
+    )
+
+
+def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
+    """The rivals in one space (DESIGN 4): each the best mixture of the original and some kinds of paths."""
+    crosses = {path: entry for path, entry in known.items() if path.kind == "cross"}
+    pairs = [best_arm(problem, {path: entry}) for path, entry in crosses.items()]
+    arms = {
+        "original": best_arm(problem, {}),
+        "host_free": best_arm(problem, {p: e for p, e in known.items() if not p.hosts}),
+        "paper_pair": max(pairs, key=lambda arm: arm.throughput_ratio, default=best_arm(problem, {})),
+        "mixture": best_arm(problem, known),
+        "mixture_lout_1": best_arm(problem, {p: e for p, e in known.items() if p.lout >= 1 or not p.hosts}),
+        "probe": best_arm(problem, {p: e for p, e in known.items() if p.kind == "probe"}),
+    }
+    return arms
+
+
+def replica_summary(problem: Problem) -> dict[str, Any]:
+    """A full copy of the local model on each host's share: ratio 1 + sum of kappa, no loss, all weights revealed."""
+    return {"throughput_ratio": 1 + sum(host.kappa for host in problem.config.hosts.values()), "average_accuracy_loss_points": 0.0}
+
+
+def fixed_speedups(problem: Problem, known: Known) -> dict[str, dict[str, float] | None]:
+    """Least average-accuracy loss at fixed speed-ups, with the host share it needs; None where out of reach."""
+    objective = problem.plan_objective
+    costs = [objective.original.cost, *(cost for cost, _ in known.values())]
+    accuracies = [problem.accuracy_original, *(accuracy for _, accuracy in known.values())]
+    table: dict[str, dict[str, float] | None] = {}
+    for speedup in SPEEDUPS:
+        mixture = least_loss_mixture(costs, accuracies, problem.accuracy_original, objective.limits, speedup / objective.original_seconds)
+        table[str(speedup)] = None
+        if mixture is not None:
+            table[str(speedup)] = {
+                "average_accuracy_loss_points": mixture.average_loss_points(accuracies, problem.accuracy_original),
+                "host_share": _host_share(problem, mixture, costs),
+            }
+    return table
+
+
+def _host_share(problem: Problem, mixture: Mixture, costs: list[Any]) -> float:
+    providers = set(problem.objective.limits.budgets) - {problem.objective.local_provider}
+    return max((mixture.load(provider, costs) for provider in providers), default=0.0)
+
+
+def deployed(problem: Problem, campaign: Campaign) -> Arm:
+    """What the search decided to run: the best mixture, or for ``objective: paper`` the pair of largest reward."""
+    known = campaign.accuracies
+    if not isinstance(problem.objective, PaperObjective):
+        return best_arm(problem, known)
+    objective = problem.objective
+    alone = {path: objective.value({path: entry}) for path, entry in known.items()}
+    winner = max(alone, key=lambda path: alone[path], default=None)
+    if winner is None or alone[winner] <= objective.original_value:
+        return best_arm(problem, {})
+    cost, accuracy = known[winner]
+    tau_h = max((s / objective.limits.budgets[p] for p, s in cost.seconds.items() if p != objective.local_provider), default=0.0)
+    th_l, th_h = pair_throughput(objective.original_seconds, cost.at(objective.local_provider), tau_h, 1.0)
+    mixture = Mixture((float(th_l), float(th_h)))
+    loss = mixture.average_loss_points([problem.accuracy_original, accuracy], problem.accuracy_original)
+    return Arm((objective.original.path, winner), mixture, mixture.throughput * objective.original_seconds, loss)
+
+
+def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
+    """The plan of the paths that ``arm`` and the best host-free arm use, so that operators can compare them live."""
+    known = campaign.accuracies
+    host_free = all_arms(problem, known)["host_free"]
+    used = [p for a in (arm, host_free) for p, rate in zip(a.paths[1:], a.mixture.rates[1:], strict=True) if rate > 0]
+    planned = [PlannedPath(path=str(arm.paths[0]), id="original", accuracy=problem.accuracy_original, link_hashes={})]
+    for path in dict.fromkeys(used):
+        record = next(r for j, r in campaign.records.items() if j.path == path and j.role == "search" and j.fidelity == "trained")
+        planned.append(
+            PlannedPath(path=str(path), id=path_id(path, problem.services), accuracy=known[path][1], link_hashes=record["link_hashes"])
+        )
+    config = problem.config
+    return Plan(
+        local=config.local,
+        num_blocks=problem.services[config.local].num_blocks,
+        services={name: service.content_hash for name, service in problem.services.items()},
+        placement=config.placement,
+        kappa={name: host.kappa for name, host in config.hosts.items()},
+        loss_points=config.loss_points,
+        paths=tuple(planned),
+    )
+
+
+def measure_test(problem: Problem, plan: Plan) -> dict[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
+    trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
+    hits = {}
+    for planned in plan.paths:
+        path = plan.inference_path(planned)
+        links: dict[str, Link] = {}
+        for leg in walk(path, plan.placement):
+            links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
+        hits[path] = trainer.predictions(path, links, problem.data.test) == problem.data.test.labels
+    return hits
+
+
+def test_loss(arm: Arm, hits: Mapping[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]) -> tuple[float, float]:
+    """Average-accuracy loss of an arm on test data in points, with half of its paired 95 % interval."""
+    shares = {p: rate / arm.mixture.throughput for p, rate in zip(arm.paths, arm.mixture.rates, strict=True) if rate > 0}
+    original = hits[arm.paths[0]].astype(np.float64)
+    lost = 100 * sum(share * (original - hits[path]) for path, share in shares.items())
+    lost = np.asarray(lost)
+    return float(lost.mean()), float(1.96 * lost.std(ddof=1) / math.sqrt(len(lost)))
