@@ -172,7 +172,7 @@ def load_service(folder: Path, builders: Mapping[str, Builder]) -> Service:
         ServiceError: for a missing or malformed file, an unknown builder, weights that do not fit, or no head.
         IntegrityError: for weights that fit but are not the recorded ones.
     """
-    spec = _read_spec(folder / "service.json")
+    spec = read_spec(folder / "service.json")
     if spec.builder not in builders:
         raise ServiceError(f"{folder / 'service.json'}: builder {spec.builder!r} is unknown; there are: {', '.join(sorted(builders))}")
     try:
@@ -191,7 +191,12 @@ def load_service(folder: Path, builders: Mapping[str, Builder]) -> Service:
     return service
 
 
-def _read_spec(file: Path) -> ServiceSpec:
+def read_spec(file: Path) -> ServiceSpec:
+    """The description in a ``service.json``, without weights: what others may be told of a service is taken from it.
+
+    Raises:
+        ServiceError: for a file that is missing or malformed.
+    """
     try:
         return ServiceSpec.model_validate_json(file.read_text())
     except OSError as error:

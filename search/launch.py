@@ -36,6 +36,8 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
     campaign = Campaign(problem)
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
+    # Tune's own progress boxes say nothing of paths; ours do.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searcher = CampaignSearcher(campaign, say)
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), num_cpus=None if os.environ.get("RAY_ADDRESS") else config.concurrency, **_QUIET)
@@ -60,8 +62,8 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
             run_config=tune.RunConfig(storage_path=storage, verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
         )
         tuner.fit()
-    if searcher.integrity_error is not None:
-        raise searcher.integrity_error
+    if searcher.fatal is not None:
+        raise searcher.fatal
     if not campaign.finished:
         raise CodeRayError(f"the search ended early; {len(campaign.records)} evaluations are kept: run the same command again to go on")
     return write_report(campaign, time.monotonic() - started)

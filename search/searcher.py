@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from code_ray.errors import IntegrityError
+from code_ray.errors import ArtifactError, CodeRayError, IntegrityError
 from search.campaign import Campaign, Job
 
 
@@ -19,13 +20,13 @@ class CampaignSearcher(Searcher):
     def __init__(self, campaign: Campaign, say: Callable[[str], None]) -> None:
         super().__init__(metric="accuracy", mode="max")
         self.campaign = campaign
-        self.integrity_error: IntegrityError | None = None
+        self.fatal: CodeRayError | None = None
         self._say = say
         self._jobs: dict[str, Job] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next job's config; None for 'not now', FINISHED when the campaign is over."""
-        if self.integrity_error is not None:
+        if self.fatal is not None:
             return str(Searcher.FINISHED)
         job = self.campaign.ask()
         if job is None:
@@ -42,14 +43,21 @@ class CampaignSearcher(Searcher):
         if result is None or error:
             self._fail(job, "its worker died twice")
         elif "integrity_error" in result:
-            self.integrity_error = IntegrityError(result["integrity_error"])
+            self.fatal = IntegrityError(result["integrity_error"])
             self._fail(job, result["integrity_error"])
         elif "failure" in result:
             self._fail(job, result["failure"])
         else:
-            record = {key: result[key] for key in ("accuracy", "accuracy_fit", "seconds", "link_hashes")}
+            self._keep(job, json.loads(result["record"]))
+
+    def _keep(self, job: Job, record: dict[str, Any]) -> None:
+        try:
             self.campaign.tell(job, record)
-            self._say(_describe(job, record, self.campaign))
+        except ArtifactError as full:
+            # Raised from here it would be lost in Tune's own handling; the launcher raises it when Tune has ended.
+            self.fatal = full
+            return
+        self._say(_describe(job, record, self.campaign))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ class PathTrial(tune.Trainable):
         try:
             worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"])
             job = Job.from_config(self._job, worker.services[worker.config.local].num_blocks)
-            return {**worker.run(job), "done": True}
+            record = worker.run(job)
+            # As text: Tune flattens nested results and loses empty ones.
+            return {"accuracy": record["accuracy"], "record": json.dumps(record), "done": True}
         except IntegrityError as error:
             return {"integrity_error": str(error), "done": True}
         except CodeRayError as error:

@@ -1,0 +1,71 @@
+"""HTTP bodies in and out of the router: read within limits, answered as Open Inference Protocol v2."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from code_ray.errors import RequestError
+from code_ray.service import ServiceSpec
+from code_ray.wire import INPUT
+
+BODY_TYPES = ("application/octet-stream", "application/json")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, of at most ``limit`` bytes; a longer one is refused before it is read to its end.
+
+    Raises:
+        RequestError: 413 too large, 415 not JSON or binary tensors.
+    """
+    headers = request.headers
+    media_type = headers.get("content-type", BODY_TYPES[0]).partition(";")[0].strip().lower()
+    if media_type not in BODY_TYPES:
+        raise RequestError(f"content type {media_type!r} is not taken; send {' or '.join(BODY_TYPES)}", status=415)
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+        raise RequestError(f"content encoding {encoding!r} is not taken; send the body as it is", status=415)
+    announced = headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
+        raise _too_large(announced[:20], limit)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(f"more than {limit}", limit)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(size: str, limit: int) -> RequestError:
+    return RequestError(f"the body has {size} bytes; at most {limit} are taken: send fewer images a request", status=413)
+
+
+def json_response(content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """``content`` as JSON."""
+    return Response(json.dumps(content), status, headers, media_type="application/json")
+
+
+def error_response(error: RequestError) -> Response:
+    """``{"error": ...}`` with the error's status, and Retry-After where waiting helps."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    return json_response({"error": str(error)}, error.status, headers)
+
+
+def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]]) -> dict[str, Any]:
+    """The protocol's metadata of a service; ``paths`` (id, kind, rate) go into its parameters."""
+    return {
+        "name": spec.name,
+        "versions": ["1"],
+        "platform": "code_ray",
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.image_shape]}],
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [-1, len(spec.labels)]},
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "parameters": {"paths": paths},
+    }

@@ -1,0 +1,158 @@
+"""One provider's server: its services' blocks and the links that live with it, run leg by leg."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from code_ray.blocks import ExecutionMode
+from code_ray.errors import DeploymentError, PlanError
+from code_ray.metering import ComputeBucket
+from code_ray.path import InferencePath
+from code_ray.plan import Plan, PlannedPath, leg_key, load_leg_links
+from code_ray.profiling import candidate_modes, leg_out_shape, median_seconds
+from code_ray.runner import Leg, LegRunner, leg_modules, walk
+from code_ray.service import Preprocessing, Service, ServiceSpec
+from deployments.config import ProviderOptions
+from deployments.routes import LegReport, ProviderReport, Refusal, hosted_paths
+from deployments.stores import load_stored_service, outline
+from deployments.worker import Array, HostedLeg, LegWorker
+
+logger = logging.getLogger("ray.serve")
+
+BATCH_SIZES = (16, 32, 64, 128)
+MODE_BATCH_SIZE = 32
+REPEATS = 3
+STUCK_S = 60.0
+"""A chunk takes milliseconds; a server that has been at one for so long does not come back."""
+
+
+class Provider:
+    """Hosts all legs of a plan that run at provider ``name``.
+
+    ``specs``: the description of every service of the plan, those of other providers without their weights.
+
+    Raises:
+        ServiceError, IntegrityError, PlanError: for services or links that are not those of the plan.
+        DeploymentError: for a device that is not here.
+    """
+
+    def __init__(self, name: str, plan: Plan, store_dir: Path, specs: dict[str, ServiceSpec], options: ProviderOptions) -> None:
+        # Arrays arrive read-only from Ray's object store, and are only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        torch.set_num_threads(options.threads)
+        self._name = name
+        self._plan = plan
+        self._device = choose_device(options)
+        paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in specs.items()})
+        own = _load_own_services(name, plan, store_dir)
+        mine = [path for _, path in paths if any(leg.provider == name for leg in walk(path, plan.placement))]
+        self._services = own | {service: outline(spec, mine) for service, spec in specs.items() if service not in own}
+        self._mode = options.execution_mode or _fastest_mode(next(iter(own.values())), self._device)
+        self._legs: dict[str, HostedLeg] = {}
+        for planned, path in paths:
+            self._legs |= self._host(planned, path, store_dir, (options.batch_size,) if options.batch_size else BATCH_SIZES)
+        bucket = ComputeBucket(plan.budgets.get(name, 1.0), options.burst_s, time.monotonic())
+        self._worker = LegWorker(self._legs, bucket, options.max_queue_s, options.threads)
+        logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._mode, len(self._legs))
+
+    async def describe(self) -> ProviderReport:
+        """Execution mode, and per leg the seconds per image measured so far."""
+        legs = {key: LegReport(leg.seconds, leg.batch_size) for key, leg in self._legs.items()}
+        return ProviderReport(self._name, str(self._mode), legs)
+
+    async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
+        """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.
+
+        Raises:
+            PlanError: for a leg that is not hosted here, or an array of another shape: the caller follows another plan.
+        """
+        if isinstance(value, Refusal):
+            return value
+        leg = self._legs.get(key)
+        if leg is None:
+            raise PlanError(f"provider {self._name!r} hosts no leg {key!r}; deploy it with the router's plan")
+        if value.shape[1:] != leg.in_shape or len(value) == 0:
+            raise PlanError(f"leg {key!r} takes arrays (n, {leg.in_shape}), not {value.shape}; deploy provider and router with one plan")
+        accepted = self._worker.submit(key, value)
+        if isinstance(accepted, Refusal):
+            return accepted
+        output: Array = await asyncio.wrap_future(accepted)
+        return output
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces this replica where it raises.
+
+        Raises:
+            DeploymentError: where the thread that runs models is dead or hangs.
+        """
+        if self._worker.stuck_for() > STUCK_S:
+            raise DeploymentError(f"provider {self._name!r} has not finished a chunk for {STUCK_S:.0f} s; it is replaced")
+
+    def _host(self, planned: PlannedPath, path: InferencePath, store_dir: Path, sizes: tuple[int, ...]) -> dict[str, HostedLeg]:
+        hosted = {}
+        before: Leg | None = None
+        for index, leg in enumerate(walk(path, self._plan.placement)):
+            if leg.provider == self._name:
+                links = load_leg_links(leg, path, planned, self._services, store_dir)
+                runner = LegRunner(leg_modules(leg, self._services, links), self._mode, self._device)
+                if before is None:
+                    preprocessing = self._services[path.local].spec.preprocessing
+                    call, shape = _from_images(runner, preprocessing), preprocessing.image_shape
+                    example: Array = np.zeros((max(sizes), *shape), np.uint8)
+                else:
+                    call, shape = _from_activations(runner), leg_out_shape(before, path, self._services)
+                    example = np.random.default_rng(0).random((max(sizes), *shape), np.float32)
+                seconds, size = _fastest_size(call, example, sizes)
+                guest = self._plan.placement[path.local] != self._name
+                hosted[leg_key(planned.id, index)] = HostedLeg(call, shape, guest, index, size, seconds)
+            before = leg
+        return hosted
+
+
+def choose_device(options: ProviderOptions) -> str:
+    """The torch device to run on.
+
+    Raises:
+        DeploymentError: where CUDA is asked for and not here.
+    """
+    available = torch.cuda.is_available()
+    if options.device == "cuda" and not available:
+        raise DeploymentError("device is 'cuda' but torch sees no GPU here; set it to 'auto' or 'cpu', or num_gpus to at least 1")
+    return "cuda" if available and (options.device == "cuda" or (options.device == "auto" and options.num_gpus > 0)) else "cpu"
+
+
+def _load_own_services(name: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
+    own = {service: content for service, content in plan.services.items() if plan.placement[service] == name}
+    services = {service: load_stored_service(service, store_dir) for service in own}
+    plan.model_copy(update={"services": own}).check_services(services)
+    return services
+
+
+def _from_images(runner: LegRunner, preprocessing: Preprocessing) -> Callable[[Array], Array]:
+    return lambda images: runner(preprocessing.apply(images)).numpy()
+
+
+def _from_activations(runner: LegRunner) -> Callable[[Array], Array]:
+    return lambda value: runner(torch.from_numpy(value)).numpy()
+
+
+def _fastest_mode(service: Service, device: str) -> ExecutionMode:
+    value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
+    seconds = {}
+    for mode in candidate_modes():
+        seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)
+    return min(seconds, key=lambda mode: seconds[mode])
+
+
+def _fastest_size(call: Callable[[Array], Array], example: Array, sizes: tuple[int, ...]) -> tuple[float, int]:
+    """Seconds per image and batch size where that is least."""
+    return min((median_seconds(partial(call, example[:size]), REPEATS) / size, size) for size in sizes)

@@ -1,0 +1,118 @@
+"""From a plan to what providers host and routers call. Pure: no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from code_ray.errors import ConfigError
+from code_ray.path import InferencePath, Kind, original_path
+from code_ray.plan import Plan, PlannedPath, leg_key
+from code_ray.policy import ORIGINAL
+from code_ray.runner import walk
+from code_ray.throughput import Limits, PathCost, best_mixture
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A provider's "no", as a value: it travels through the legs that follow and fills no log with tracebacks."""
+
+    reason: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True)
+class LegReport:
+    """Seconds per image of a leg on its server, and the batch size at which it runs."""
+
+    seconds: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class ProviderReport:
+    """What a provider tells routers of itself: the execution mode, and the legs it hosts by key."""
+
+    provider: str
+    mode: str
+    legs: Mapping[str, LegReport]
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One call: leg ``key`` at ``provider``."""
+
+    provider: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path as a router sees it."""
+
+    id: str
+    kind: Kind
+    accuracy: float
+    hops: tuple[Hop, ...]
+
+    def is_hosted(self, reports: Mapping[str, ProviderReport]) -> bool:
+        """Whether every leg is up."""
+        return all(hop.provider in reports and hop.key in reports[hop.provider].legs for hop in self.hops)
+
+    def cost(self, reports: Mapping[str, ProviderReport]) -> PathCost:
+        """Measured seconds per image by provider."""
+        seconds: dict[str, float] = {}
+        for hop in self.hops:
+            seconds[hop.provider] = seconds.get(hop.provider, 0.0) + reports[hop.provider].legs[hop.key].seconds
+        return PathCost(seconds)
+
+
+def hosted_paths(plan: Plan, num_blocks: Mapping[str, int]) -> list[tuple[PlannedPath, InferencePath]]:
+    """Every path that is deployed: the plan's, then each host's own service as it is (``num_blocks`` by service)."""
+    paths = [(planned, plan.inference_path(planned)) for planned in plan.paths]
+    for service in plan.services:
+        if service != plan.local:
+            path = original_path(service, num_blocks[service])
+            paths.append((PlannedPath(path=str(path), id=f"{ORIGINAL}-{service}", accuracy=1.0, link_hashes={}), path))
+    return paths
+
+
+def make_routes(plan: Plan, num_blocks: Mapping[str, int]) -> dict[str, dict[str, Route]]:
+    """Routes by service and path id; the first of each service is its original path, called ``original``."""
+    routes: dict[str, dict[str, Route]] = {}
+    for planned, path in hosted_paths(plan, num_blocks):
+        identifier = ORIGINAL if path.kind == ORIGINAL else planned.id
+        hops = tuple(Hop(leg.provider, leg_key(planned.id, i)) for i, leg in enumerate(walk(path, plan.placement)))
+        routes.setdefault(path.local, {})[identifier] = Route(identifier, path.kind, planned.accuracy, hops)
+    return routes
+
+
+def check_use(use: Collection[str] | None, plan: Plan) -> None:
+    """Check the operator's choice of paths.
+
+    Raises:
+        ConfigError: where it names a path that is not in the plan.
+    """
+    known = {ORIGINAL, *(planned.id for planned in plan.paths)}
+    if unknown := set(use or ()) - known:
+        raise ConfigError(f"'use' names {sorted(unknown)}, which the plan does not hold; there are: {', '.join(sorted(known))}")
+
+
+def solve_rates(
+    routes: Sequence[Route], plan: Plan, reports: Mapping[str, ProviderReport], use: Collection[str] | None
+) -> dict[str, float]:
+    """Images a second on each of the local service's routes, by the programme of DESIGN 2.3 with the times of ``reports``.
+
+    Routes that are not up, or not in ``use``, get 0; where the original itself is not up, all of them do.
+
+    Raises:
+        PlanError: where the programme has no solution.
+    """
+    rates = dict.fromkeys((route.id for route in routes), 0.0)
+    usable = [r for r in routes if r.is_hosted(reports) and (use is None or r.id in use or r.id == ORIGINAL)]
+    if not usable or usable[0].id != ORIGINAL:
+        return rates
+    costs = [route.cost(reports) for route in usable]
+    limits = Limits(plan.budgets, plan.loss_points)
+    mixture = best_mixture(costs, [route.accuracy for route in usable], usable[0].accuracy, limits)
+    return rates | {route.id: rate for route, rate in zip(usable, mixture.rates, strict=True)}

@@ -1,0 +1,162 @@
+"""The one thread of a provider that runs models, and the queue in front of it. Pure: no Ray.
+
+Own requests run before guests', later legs of a path before earlier ones (little work that finishes requests), else in
+order of arrival. Work runs in chunks of a leg's best batch size: long requests are cut, short ones for the same leg run
+together. So an own request waits for one guest chunk at most.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from code_ray.metering import ComputeBucket
+from deployments.routes import Refusal
+
+Array = npt.NDArray[Any]
+
+SMOOTHING = 0.1
+"""Weight of the newest full chunk in a leg's running time."""
+
+
+@dataclass
+class HostedLeg:
+    """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
+
+    ``guest``: the path belongs to another provider's service. ``seconds``: per image, a running mean.
+    """
+
+    call: Callable[[Array], Array]
+    in_shape: tuple[int, ...]
+    guest: bool
+    position: int
+    batch_size: int
+    seconds: float
+
+
+@dataclass
+class _Job:
+    value: Array
+    future: Future[Array]
+    started: int = 0
+    parts: list[Array] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.value) - self.started
+
+
+class LegWorker:
+    """Runs legs one chunk at a time in a thread of its own."""
+
+    def __init__(self, legs: Mapping[str, HostedLeg], bucket: ComputeBucket, max_queue_s: float, threads: int) -> None:
+        # In order of service: own before guests', later legs first.
+        self._legs = dict(sorted(legs.items(), key=lambda item: (item[1].guest, -item[1].position)))
+        self._queues: dict[str, deque[_Job]] = {key: deque() for key in self._legs}
+        self._bucket = bucket
+        self._max_queue_s = max_queue_s
+        self._promised = {True: 0.0, False: 0.0}
+        self._condition = threading.Condition()
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, args=(threads,), name="legs", daemon=True)
+        self._thread.start()
+
+    def submit(self, key: str, value: Array) -> Future[Array] | Refusal:
+        """Queue ``value`` for a leg, or refuse it: guests above their share, own work where too much waits."""
+        leg = self._legs[key]
+        seconds = leg.seconds * len(value)
+        with self._condition:
+            if leg.guest:
+                wait = self._bucket.wait_for(self._promised[True], time.monotonic())
+                if wait > 0:
+                    return Refusal("the share of this server that is lent is used up", wait)
+            elif self._promised[False] > self._max_queue_s:
+                return Refusal("this server's queue is full", self._promised[False] - self._max_queue_s)
+            job = _Job(value, Future())
+            self._promised[leg.guest] += seconds
+            self._queues[key].append(job)
+            self._condition.notify()
+        job.future.add_done_callback(lambda _: self._settle(leg.guest, seconds))
+        return job.future
+
+    def stuck_for(self) -> float:
+        """Seconds that the current chunk has been running; infinite where the thread has died."""
+        if not self._thread.is_alive():
+            return float("inf")
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _settle(self, guest: bool, seconds: float) -> None:
+        with self._condition:
+            self._promised[guest] -= seconds
+
+    def _run(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        while True:
+            with self._condition:
+                self._busy_since = None
+                while not (taken := self._take()):
+                    self._condition.wait()
+                self._busy_since = time.monotonic()
+            self._execute(*taken)
+
+    def _take(self) -> tuple[HostedLeg, list[tuple[_Job, Array]]] | None:
+        """The next chunk: pieces of one leg's jobs, at most its batch size unless one job alone is cut."""
+        for key, queue in self._queues.items():
+            pieces: list[tuple[_Job, Array]] = []
+            leg = self._legs[key]
+            room = leg.batch_size
+            while queue and room > 0:
+                job = queue[0]
+                if job.future.done():  # its caller has given up, or an earlier chunk failed
+                    queue.popleft()
+                    continue
+                # A job that fits into a chunk of its own is not cut to fill this one.
+                if pieces and room < job.waiting <= leg.batch_size:
+                    break
+                count = min(job.waiting, room)
+                pieces.append((job, job.value[job.started : job.started + count]))
+                job.started += count
+                room -= count
+                if job.waiting == 0:
+                    queue.popleft()
+            if pieces:
+                return leg, pieces
+        return None
+
+    def _execute(self, leg: HostedLeg, pieces: list[tuple[_Job, Array]]) -> None:
+        batch = pieces[0][1] if len(pieces) == 1 else np.concatenate([piece for _, piece in pieces])
+        began = time.monotonic()
+        try:
+            output = leg.call(batch)
+        except RuntimeError as error:  # what torch raises, out of memory included; it concerns these requests only
+            for job, _ in pieces:
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(error)
+            return
+        seconds = time.monotonic() - began
+        with self._condition:
+            if leg.guest:
+                self._bucket.charge(seconds, time.monotonic())
+        weight = SMOOTHING * min(1.0, len(batch) / leg.batch_size)
+        leg.seconds += weight * (seconds / len(batch) - leg.seconds)
+        position = 0
+        for job, piece in pieces:
+            job.parts.append(output[position : position + len(piece)])
+            position += len(piece)
+            _finish(job)
+
+
+def _finish(job: _Job) -> None:
+    if sum(map(len, job.parts)) < len(job.value) or not job.future.set_running_or_notify_cancel():
+        return
+    job.future.set_result(job.parts[0] if len(job.parts) == 1 else np.concatenate(job.parts))
