@@ -31,7 +31,7 @@ data: ## Fashion-MNIST from Debian, where that can be had
 		echo "dataset-fashion-mnist was not installed (that takes Debian and root): it will be downloaded when it is needed"
 
 demo: venv data ## search, deploy and measure a pair of services: runs/demo/
-	$(BIN)/python examples/demo.py --out runs/demo
+	$(BIN)/python -m examples.demo --out runs/demo
 
 check: venv ## lint, types, layers, file sizes
 	$(BIN)/ruff check .
@@ -44,7 +44,8 @@ test: venv data check ## check, then every test
 	$(BIN)/pytest
 
 bench: venv data ## every benchmark
-	@set -e; for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do \
+		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name --out runs/bench; done
 
 zoo: venv data ## train the services that ship with the package again
 	$(BIN)/python -m code_ray.zoo_training

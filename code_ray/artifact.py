@@ -49,11 +49,6 @@ class RunDirectory:
         return self.root / "stores"
 
     @property
-    def links_dir(self) -> Path:
-        """Links of every trained path, before a plan is chosen; the chosen ones are copied to the stores."""
-        return self.root / "links"
-
-    @property
     def journal(self) -> Journal:
         return Journal(self.root / "journal.jsonl")
 
@@ -71,7 +66,7 @@ class RunDirectory:
         text = json.dumps(config, indent=1, sort_keys=True) + "\n"
         try:
             if run.config_file.exists():
-                if run.config_file.read_text() != text:
+                if run.config_file.read_bytes() != text.encode():
                     raise ArtifactError(f"{root} was made by another configuration (see {run.config_file.name}); choose another --out")
                 return run
             if root.exists() and any(root.iterdir()):
@@ -99,8 +94,12 @@ class RunDirectory:
 def write_text(file: Path, text: str) -> None:
     """Replace ``file`` whole or not at all."""
     staging = file.with_name(f".{file.name}.tmp")
-    with staging.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(staging, file)
+    try:
+        with staging.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(staging, file)
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise

@@ -13,6 +13,9 @@ from code_ray.zoo import BUILDERS
 
 RANDOM_SUFFIX = "-random"
 
+RANDOM_SEEDS = 982_451_653
+"""Random hosts draw from seeds of their own: from the seed a host was trained with they would be its initial weights."""
+
 
 def random_host(host: Service, images: npt.NDArray[np.uint8], seed: int = 0) -> Service:
     """The host's architecture with fresh random weights, its batch norms calibrated on ``images``.
@@ -21,8 +24,9 @@ def random_host(host: Service, images: npt.NDArray[np.uint8], seed: int = 0) -> 
     network fades to a constant and the control would be too easy to beat.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(RANDOM_SEEDS + seed)
         blocks = BUILDERS[host.spec.builder](**host.spec.builder_args)
+    blocks.eval()  # dropout would draw random numbers; batch norms are put in training one by one
     inputs = host.preprocess(images)
     norms = [module for module in blocks.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:

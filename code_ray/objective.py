@@ -44,11 +44,14 @@ class Objective(ABC):
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
         """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows); -inf where ruled out."""
 
-    def pair_arguments(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray, float]:
-        """tau_l and tau_h of each candidate, and kappa of the tightest host."""
+    def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
+        """tau_l of each candidate, and tau_h / kappa of its tightest host: as if that one lent all of its server."""
         tau_l = np.array([c.cost.at(self.local_provider) for c in candidates])
-        tau_h = np.array([c.cost.elsewhere(self.local_provider) for c in candidates])
-        return tau_l, tau_h, min(self.limits.budgets.values())
+        tau_h = np.array([max((s / self.limits.budgets[p] for p, s in self._borrowed(c)), default=0.0) for c in candidates])
+        return tau_l, tau_h
+
+    def _borrowed(self, candidate: Candidate) -> list[tuple[str, float]]:
+        return [(provider, seconds) for provider, seconds in candidate.cost.seconds.items() if provider != self.local_provider]
 
 
 class PlanObjective(Objective):
@@ -64,9 +67,9 @@ class PlanObjective(Objective):
         return self.mixture(known).throughput * self.original_seconds
 
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
-        tau_l, tau_h, kappa = self.pair_arguments(candidates)
+        tau_l, tau_h = self.pair_seconds(candidates)
         loss = 100 * (self.accuracy_original - accuracies)
-        screened = pair_within_loss(self.original_seconds, tau_l, tau_h, kappa, loss, self.limits.loss_points).max(axis=0)
+        screened = pair_within_loss(self.original_seconds, tau_l, tau_h, 1.0, loss, self.limits.loss_points).max(axis=0)
         values = np.full(accuracies.shape, -np.inf)
         for column in np.argsort(-screened)[:SHORTLIST]:
             candidate = candidates[column]
@@ -89,8 +92,8 @@ class PaperObjective(Objective):
 
     def path_values(self, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
         """F of each candidate (columns) at each accuracy (rows)."""
-        tau_l, tau_h, kappa = self.pair_arguments(candidates)
-        return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, kappa)
+        tau_l, tau_h = self.pair_seconds(candidates)
+        return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, 1.0)
 
     def value(self, known: Known) -> float:
         found = [float(self.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) for path, (cost, accuracy) in known.items()]

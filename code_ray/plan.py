@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from code_ray.blocks import content_hash
-from code_ray.errors import IntegrityError, PlanError
+from code_ray.errors import ArtifactError, IntegrityError, PlanError
 from code_ray.links import Link
 from code_ray.path import InferencePath, LinkSlot, parse_path
 from code_ray.runner import Leg, Placement, make_links, walk
@@ -85,7 +85,7 @@ def read_plan(file: Path) -> Plan:
         PlanError: where it is missing or malformed.
     """
     try:
-        return Plan.model_validate_json(file.read_text())
+        return Plan.model_validate_json(file.read_bytes())
     except OSError as error:
         raise PlanError(f"{file} cannot be read ({error}); give the directory that a finished search wrote") from error
     except ValidationError as error:
@@ -106,14 +106,23 @@ def leg_key(path_id: str, index: int) -> str:
 
 
 def save_links(path: InferencePath, identifier: str, links: Mapping[str, Link], placement: Placement, stores_dir: Path) -> dict[str, str]:
-    """Write each link into the store of the provider it lives with; returns the hash of each link by slot key."""
+    """Write each link into the store of the provider it lives with; returns the hash of each link by slot key.
+
+    Raises:
+        ArtifactError: where a store cannot be written.
+    """
     for leg in walk(path, placement):
         keys = _link_keys(leg)
         if keys:
             tensors = {f"{key}.{name}": t.contiguous() for key in keys for name, t in links[key].state_dict().items()}
             folder = stores_dir / leg.provider
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"{identifier}-{'-'.join(keys)}.safetensors")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, folder / f"{identifier}-{'-'.join(keys)}.safetensors")
+            except (OSError, SafetensorError) as error:
+                raise ArtifactError(
+                    f"{folder}: links of path {identifier} could not be written ({error}); free space and run the same command again"
+                ) from error
     return {key: content_hash(link) for key, link in links.items()}
 
 

@@ -37,10 +37,10 @@ class Execution(BaseModel):
     seconds: float
 
 
-def candidate_modes() -> tuple[ExecutionMode, ...]:
-    """Execution modes worth timing here: bf16 only where the processor computes in it."""
+def candidate_modes(device: str = "cpu") -> tuple[ExecutionMode, ...]:
+    """Execution modes worth timing on a torch device: bf16 only where it computes in it."""
     modes = [ExecutionMode(), ExecutionMode(channels_last=True)]
-    if supports_bf16():
+    if torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith("cuda") else supports_bf16():
         modes.append(ExecutionMode("bfloat16", channels_last=True))
     return tuple(modes)
 
@@ -75,7 +75,7 @@ def time_modules(
 
 def best_execution(
     service: Service,
-    batch_sizes: Iterable[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     modes: Iterable[ExecutionMode] | None = None,
     repeats: int = 5,
 ) -> Execution:
@@ -91,7 +91,7 @@ def best_execution(
 class Profile(BaseModel):
     """Measured times of every block and link of a search (``profile.json``).
 
-    ``block_seconds`` by service, ``link_seconds`` by service the link lives with and link description, all per sample;
+    ``block_seconds`` by service, ``link_seconds`` by provider the link lives at and link description, all per sample;
     ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server.
     """
 
@@ -166,7 +166,7 @@ def measure_profile(
     services: Mapping[str, Service],
     placement: Placement,
     progress: Callable[[str], None] = lambda _: None,
-    batch_sizes: Iterable[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> Profile:
     """Time every block of ``services`` and every link that one of ``paths`` needs."""
     executions: dict[str, Execution] = {}

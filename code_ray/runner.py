@@ -114,8 +114,9 @@ class PathRunner:
         links: Mapping[str, Link],
         placement: Placement,
         modes: Callable[[str], ExecutionMode],
+        device: str = "cpu",
     ) -> None:
-        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider)) for leg in walk(path, placement)]
+        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider), device) for leg in walk(path, placement)]
 
     def __call__(self, inputs: Tensor, batch_size: int = 64) -> Tensor:
         """Logits (n, classes) for preprocessed inputs (n, *input_shape), computed in batches."""

@@ -116,7 +116,7 @@ class GreedySampler(Sampler):
         self._features = feature_matrix([c.path for c in self.candidates], hosts)
         self._fits: dict[InferencePath, float] = {}
         self._dropped: set[InferencePath] = set()
-        self._to_screen = self._spread(screen) if predictor != "random" and self.candidates else []
+        self._to_screen = self._spread(screen) if predictor != "random" and self.candidates and screen else []
         self._initial: list[InferencePath] | None = None
 
     def ask(self) -> Proposal | None:
@@ -132,9 +132,7 @@ class GreedySampler(Sampler):
         open_indices = [i for i, c in enumerate(self.candidates) if c.path not in {*self.trained, *in_flight, *self._dropped}]
         if len(self.trained) + len(in_flight) >= self.stopping.max_trainings or not open_indices:
             if not in_flight:
-                self.stopped_because = (
-                    "every path was trained" if not open_indices else f"the budget of {self.stopping.max_trainings} trainings is spent"
-                )
+                self.stopped_because = self._budget_spent if open_indices else "every path was trained"
             return None
         return self._propose(Proposal(self._next_path(open_indices, in_flight), "trained"))
 
@@ -144,11 +142,13 @@ class GreedySampler(Sampler):
         if proposal.fidelity == "fit":
             self._fits[proposal.path] = accuracy
             return
+        if self._initial is None:  # a resumed search: the initial design does not count there either
+            self._initial = self._initial_design()
         before = self.objective.value(self.known)
         self.trained[proposal.path] = accuracy
         if accuracy_fit is not None:
             self._fits[proposal.path] = accuracy_fit
-        if proposal.path not in (self._initial or []):
+        if proposal.path not in self._initial:
             self._count_gain(before, self.objective.value(self.known))
 
     def drop(self, proposal: Proposal) -> None:
@@ -186,10 +186,13 @@ class GreedySampler(Sampler):
                 accuracies.append(accuracy)
         flying = [self._index[path] for path in in_flight]
         asked = np.array([np.append(self._features[i], 1.0) for i in [*open_indices, *flying]])
+        n = len(open_indices)
+        if not rows:  # nothing was screened: begin with the path that would serve most if it lost nothing
+            prior = self.objective.accuracy_original
+            return np.full(n, prior), np.zeros(n), dict.fromkeys(in_flight, prior)
         model = ConstantPredictor() if self._predictor == "constant" else GaussianProcessPredictor(asked.shape[1], self._seed)
         model.fit(np.array(rows), np.array(accuracies))
         mean, std = model.predict(asked)
-        n = len(open_indices)
         return mean[:n], std[:n], {self.candidates[i].path: float(m) for i, m in zip(flying, mean[n:], strict=True)}
 
     def _initial_design(self) -> list[InferencePath]:
@@ -205,7 +208,7 @@ class GreedySampler(Sampler):
 
     def _spread(self, count: int) -> list[InferencePath]:
         """``count`` paths far from each other among the faster half, fastest first (farthest-point design)."""
-        tau_l, tau_h, _ = self.objective.pair_arguments(self.candidates)
+        tau_l, tau_h = self.objective.pair_seconds(self.candidates)
         pool = list(np.argsort(np.maximum(tau_l, tau_h))[: max(count, len(self.candidates) // 2)])
         chosen = [pool.pop(0)]
         while pool and len(chosen) < count:

@@ -102,8 +102,9 @@ class Service:
 
     @property
     def content_hash(self) -> str:
-        """One hash for the whole service: of its block hashes in order."""
-        return hashlib.sha256("".join(self.spec.block_hashes).encode()).hexdigest()
+        """One hash for all that decides its answers: block hashes in order, preprocessing, labels."""
+        told = [*self.spec.block_hashes, self.spec.preprocessing.model_dump_json(), *self.spec.labels]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def preprocess(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """The network's input for images as requests carry them (see ``Preprocessing``)."""
@@ -177,7 +178,9 @@ def load_service(folder: Path, builders: Mapping[str, Builder]) -> Service:
         raise ServiceError(f"{folder / 'service.json'}: builder {spec.builder!r} is unknown; there are: {', '.join(sorted(builders))}")
     try:
         blocks = builders[spec.builder](**spec.builder_args)
-    except TypeError as error:
+    except ServiceError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ServiceError(f"{folder / 'service.json'}: builder_args do not fit {spec.builder!r}: {error}") from error
     if len(blocks) != len(spec.block_hashes) or len(blocks) + 1 != len(spec.boundaries):
         raise ServiceError(
@@ -198,7 +201,7 @@ def read_spec(file: Path) -> ServiceSpec:
         ServiceError: for a file that is missing or malformed.
     """
     try:
-        return ServiceSpec.model_validate_json(file.read_text())
+        return ServiceSpec.model_validate_json(file.read_bytes())
     except OSError as error:
         raise ServiceError(f"{file.parent} is not a service folder: {file.name} cannot be read ({error})") from error
     except ValidationError as error:
@@ -215,7 +218,8 @@ def _load_weights(blocks: nn.ModuleList, file: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise ServiceError(f"{file} cannot be read ({error}); it is missing or truncated: restore it or run 'make zoo'") from error
     except RuntimeError as error:
-        raise ServiceError(f"{file} does not hold this service's weights ({error}); a block, or the head, is missing") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ServiceError(f"{file} does not hold this service's weights ({reason} ...); a block, or the head, is missing") from error
 
 
 def _require_head(name: str, boundaries: tuple[Boundary, ...], labels: tuple[str, ...]) -> None:

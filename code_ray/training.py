@@ -65,7 +65,8 @@ class TrainedPath:
 class Trainer:
     """Trains paths of one local service; keeps what is constant between them.
 
-    Everything held is a cache: a new trainer with the same arguments gives the same links.
+    Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links are
+    fitted, and come back, on the CPU.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Trainer:
         placement: Placement,
         modes: Callable[[str], ExecutionMode],
         recipe: Recipe,
+        device: str = "cpu",
     ) -> None:
         self.services = services
         self.local = services[local]
@@ -83,6 +85,7 @@ class Trainer:
         self.placement = placement
         self.modes = modes
         self.recipe = recipe
+        self.device = device
         self.train = data.train.head(recipe.samples)
         self._prefixes: dict[int, Tensor] = {}
 
@@ -99,9 +102,11 @@ class Trainer:
         self._fit(path, stages)
         accuracy_fit = accuracy = self.accuracy(path, links, self.data.validation)
         if stages and not fit_only:
+            _move(stages, self.device)
             last = len(stages) - 1
             self._descend(path, stages, last, self.recipe.steps, self.recipe.learning_rate, seed)
             self._descend(path, stages, 0, self.recipe.joint_steps, self.recipe.joint_learning_rate, seed + 1)
+            _move(stages, "cpu")
             accuracy = self.accuracy(path, links, self.data.validation)
         return TrainedPath(path, links, accuracy_fit, accuracy, time.monotonic() - started)
 
@@ -111,7 +116,7 @@ class Trainer:
 
     def predictions(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Predicted class of each image of ``split``."""
-        runner = PathRunner(path, self.services, links, self.placement, self.modes)
+        runner = PathRunner(path, self.services, links, self.placement, self.modes, self.device)
         return np.asarray(runner(self.local.preprocess(split.images)).argmax(1).numpy())
 
     def _mode(self, service: str) -> ExecutionMode:
@@ -143,7 +148,7 @@ class Trainer:
         """Blocks start..stop-1 in the mode of their server, without gradients."""
         if start == stop:
             return value
-        return _in_batches(LegRunner(list(service.blocks[start:stop]), self._mode(service.name)), value)
+        return _in_batches(LegRunner(list(service.blocks[start:stop]), self._mode(service.name), self.device), value)
 
     def _activations(self, path: InferencePath, stages: list[_Stage]) -> Callable[[Tensor], Tensor]:
         """Training image indices -> activations behind ``stages``, whose links are as they are now; no gradients."""
@@ -191,7 +196,8 @@ class Trainer:
             value = before(batch)
             for stage in stages[first:]:
                 value = stage(value)
-            loss = _loss(value, self._prefix(self.local.num_blocks, batch), labels[batch], recipe)
+            teacher = self._prefix(self.local.num_blocks, batch)
+            loss = _loss(value, teacher.to(value.device), labels[batch].to(value.device), recipe)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -208,8 +214,15 @@ class _Stage:
     mode: ExecutionMode
 
     def __call__(self, value: Tensor) -> Tensor:
-        output: Tensor = self.frozen(self.mode.cast(self.link(value)))
+        device = next(self.link.parameters()).device
+        output: Tensor = self.frozen(self.mode.cast(self.link(value.to(device))))
         return output.float()
+
+
+def _move(stages: list[_Stage], device: str) -> None:
+    for stage in stages:
+        stage.link.to(device)
+        stage.frozen.to(device)
 
 
 def _training_mode(blocks: list[nn.Module], served: ExecutionMode) -> ExecutionMode:

@@ -126,7 +126,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], byte
         length = int(header_length)
     try:
         header = json.loads(body[:length])
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested too deep
         raise RequestError(f"the request's header is not JSON ({_short(str(error))}); see docs/serving.md for the format") from error
     return _mapping(header, "the request"), body[length:]
 
@@ -140,7 +140,7 @@ def _read_images(tensor: dict[str, Any], tail: bytes, image_shape: Sequence[int]
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if not isinstance(name, str):
         raise RequestError(f"the input needs a name; got {_short(name)}")
-    if datatype not in _DTYPES:
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
         raise RequestError(f"input {_short(name)} has datatype {_short(datatype)}; send UINT8, or FP32 scaled to 0..1", status=422)
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise RequestError(f"input {_short(name)} has shape {_short(shape)}; give a list of sizes")

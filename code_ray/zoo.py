@@ -49,18 +49,18 @@ def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
     return [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
 
 
-def build_fashion_cnn(num_classes: int, width: int = 48) -> nn.ModuleList:
-    """Seven blocks for 1x28x28 inputs: two convolutions, two residual pairs, two more convolutions, a head."""
+def build_fashion_cnn(num_classes: int, width: int = 96) -> nn.ModuleList:
+    """Seven blocks for 1x28x28 inputs: at each of three resolutions a convolution and a residual pair, then a head."""
     w = width
     return nn.ModuleList(
         [
             nn.Sequential(*_conv(1, w)),
+            Residual(w),
             nn.Sequential(*_conv(w, 2 * w), nn.MaxPool2d(2)),
             Residual(2 * w),
             nn.Sequential(*_conv(2 * w, 3 * w), nn.MaxPool2d(2)),
             Residual(3 * w),
-            nn.Sequential(*_conv(3 * w, 4 * w), nn.MaxPool2d(2)),
-            nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * w * 9, num_classes)),
+            nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(3 * w * 9, num_classes)),
         ]
     )
 
@@ -73,7 +73,7 @@ def build_alexnet(num_classes: int, widths: tuple[int, int, int, int, int] = (64
     layers += [nn.Conv2d(b, c, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(c, d, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3)]
-    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(e * 4, 512), nn.ReLU(), nn.Linear(512, num_classes)]
+    layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(e * 4, 2 * e), nn.ReLU(), nn.Linear(2 * e, num_classes)]
     return split(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
 
 
@@ -86,7 +86,7 @@ def build_efficientnet_lite0(num_classes: int = 1000) -> nn.ModuleList:
     try:
         import timm
     except ImportError as error:
-        raise ServiceError("efficientnet-lite0 needs timm; run 'pip install code_ray[demo]'") from error
+        raise ServiceError("efficientnet-lite0 needs timm; install the extra 'demo': pip install -e '.[demo]' in the repository") from error
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=num_classes)
     stages = [nn.Sequential(model.conv_stem, model.bn1), *model.blocks, nn.Sequential(model.conv_head, model.bn2)]
     return nn.ModuleList([*stages, nn.Sequential(model.global_pool, model.classifier)])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,15 @@ class PretrainingRecipe:
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
     seed: int = 0
+    builder_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 RECIPES = {
-    "fashion-cnn": PretrainingRecipe("fashion_cnn", "fashion-mnist", 10, 3e-3, 0.286, 0.353, flip=True),
+    "fashion-cnn": PretrainingRecipe("fashion_cnn", "fashion-mnist", 3, 2e-3, 0.286, 0.353, flip=True, batch_size=64),
     "alexnet-fashion": PretrainingRecipe("alexnet", "fashion-mnist", 8, 1e-3, 0.286, 0.353, flip=True),
-    "alexnet-digits": PretrainingRecipe("alexnet", "digits", 40, 1e-3, 0.304, 0.376, flip=False, batch_size=32),
+    "alexnet-digits": PretrainingRecipe(
+        "alexnet", "digits", 40, 1e-3, 0.304, 0.376, flip=False, batch_size=32, builder_args={"widths": (32, 96, 192, 128, 128)}
+    ),
 }
 
 
@@ -51,7 +55,7 @@ def train_service(name: str, say: Callable[[str], None] = print) -> Service:
     torch.manual_seed(recipe.seed)
     data = load_data(recipe.data)
     preprocessing = Preprocessing(image_shape=(28, 28), channels=1, size=(28, 28), mean=(recipe.mean,), std=(recipe.std,))
-    args = {"num_classes": len(data.labels)}
+    args = {"num_classes": len(data.labels), **recipe.builder_args}
     blocks = BUILDERS[recipe.builder](**args)
     model = nn.Sequential(*blocks).to(memory_format=torch.channels_last)
     images = preprocessing.apply(data.train.images)

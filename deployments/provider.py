@@ -148,7 +148,7 @@ def _from_activations(runner: LegRunner) -> Callable[[Array], Array]:
 def _fastest_mode(service: Service, device: str) -> ExecutionMode:
     value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
     seconds = {}
-    for mode in candidate_modes():
+    for mode in candidate_modes(device):
         seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)
     return min(seconds, key=lambda mode: seconds[mode])
 

@@ -127,10 +127,12 @@ class Router:
 
     def _describe_paths(self, service: str) -> list[dict[str, Any]]:
         shares = self._policies[service].shares
-        return [
-            {"id": r.id, "kind": r.kind, "accuracy": r.accuracy, "share": shares.get(r.id, 0.0), "images_per_second": self._rates.get(r.id)}
-            for r in self._routes[service].values()
-        ]
+        paths: list[dict[str, Any]] = []
+        for route in self._routes[service].values():
+            paths.append({"id": route.id, "kind": route.kind, "share": shares.get(route.id, 0.0)})
+            if service == self._plan.local:  # of a host's own service the plan knows neither
+                paths[-1] |= {"accuracy": route.accuracy, "images_per_second": self._rates.get(route.id, 0.0)}
+        return paths
 
     def _is_ready(self, service: str) -> bool:
         return self._routes[service][ORIGINAL].is_hosted(self._reports)
@@ -160,6 +162,9 @@ class Router:
         for attempt, route in enumerate(attempts):
             last = attempt == len(attempts) - 1
             budget = end - time.monotonic() if last else min(self._options.path_deadline_s, end - time.monotonic())
+            if not all(hop.provider in self._handles for hop in route.hops):
+                failure = RequestError(f"{service!r} is not up yet; send the request again", status=503, retry_after_s=1)
+                continue
             try:
                 result = await asyncio.wait_for(self._call(route, request.images), budget)
             except TimeoutError:
@@ -218,7 +223,7 @@ class Router:
                     )
                 report: ProviderReport = await self._handles[provider].describe.remote()
                 return report
-        except (TimeoutError, RayError, RayServeException) as error:
+        except (TimeoutError, RayError, RayServeException, KeyError) as error:  # KeyError: no such deployment yet
             logger.warning("provider %s does not answer: %s", provider, type(error).__name__)
             return None
 

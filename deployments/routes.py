@@ -103,13 +103,14 @@ def solve_rates(
 ) -> dict[str, float]:
     """Images a second on each of the local service's routes, by the programme of DESIGN 2.3 with the times of ``reports``.
 
-    Routes that are not up, or not in ``use``, get 0; where the original itself is not up, all of them do.
+    Routes that are not in ``use`` are left out, routes that are not up get 0; where the original itself is not up, all do.
 
     Raises:
         PlanError: where the programme has no solution.
     """
-    rates = dict.fromkeys((route.id for route in routes), 0.0)
-    usable = [r for r in routes if r.is_hosted(reports) and (use is None or r.id in use or r.id == ORIGINAL)]
+    allowed = [route for route in routes if use is None or route.id in use or route.id == ORIGINAL]
+    rates = dict.fromkeys((route.id for route in allowed), 0.0)
+    usable = [route for route in allowed if route.is_hosted(reports)]
     if not usable or usable[0].id != ORIGINAL:
         return rates
     costs = [route.cost(reports) for route in usable]

@@ -120,8 +120,9 @@ class LegWorker:
                 if job.future.done():  # its caller has given up, or an earlier chunk failed
                     queue.popleft()
                     continue
-                # A job that fits into a chunk of its own is not cut to fill this one.
-                if pieces and room < job.waiting <= leg.batch_size:
+                # A job that fits into a chunk of its own is not cut to fill this one. Numbers of another type mean other
+                # pixels (uint8 0..255, float32 0..1): together they would be converted to one type.
+                if pieces and (room < job.waiting <= leg.batch_size or job.value.dtype != pieces[0][1].dtype):
                     break
                 count = min(job.waiting, room)
                 pieces.append((job, job.value[job.started : job.started + count]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from code_ray.errors import ConfigError
 from code_ray.path import Kind
 from code_ray.training import Recipe
+
+_PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
 
 class HostConfig(BaseModel):
@@ -73,14 +77,23 @@ class SearchConfig(BaseModel):
             raise ValueError(f"{self.local!r} cannot be its own host; take it out of 'hosts'")
         if unknown := set(self.providers) - {self.local, *self.hosts}:
             raise ValueError(f"'providers' names {sorted(unknown)}, which is neither the local service nor a host")
+        kappas: dict[str, float] = {}
+        for name, host in self.hosts.items():
+            if kappas.setdefault(self.placement[name], host.kappa) != host.kappa:
+                raise ValueError(f"the hosts at provider {self.placement[name]!r} share one server; give them the same kappa")
         if "original" in self.kinds:
             raise ValueError("'kinds' cannot hold 'original': it is always a part of the plan")
+        if wrong := [name for name in self.placement.values() if not _PROVIDER_NAME.fullmatch(name)]:
+            raise ValueError(f"provider {wrong[0]!r} cannot name a folder; use letters, digits, '.', '_' and '-' in 'providers'")
+        by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)
+        if shared := [provider for provider, count in by_default.items() if count > 1]:
+            raise ValueError(f"two service folders are called {shared[0]!r}; say in 'providers' whose each of them is")
         return self
 
     @property
     def placement(self) -> dict[str, str]:
-        """Service -> provider; a service that ``providers`` does not name is its own provider."""
-        return {name: self.providers.get(name, name) for name in (self.local, *self.hosts)}
+        """Service -> provider; a service that ``providers`` does not name is its own provider, a service folder by its last part."""
+        return {name: self.providers.get(name, Path(name).name) for name in (self.local, *self.hosts)}
 
 
 def read_config(file: Path) -> SearchConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,63 @@ import torch
 from ray import tune
 
 from code_ray.artifact import RunDirectory
-from code_ray.errors import CodeRayError
+from code_ray.errors import ArtifactError, CodeRayError, ConfigError
 from search.campaign import Campaign
 from search.config import SearchConfig
-from search.problem import prepare
-from search.report import write_report
+from search.problem import load_inputs, prepare
+from search.report import read_result, write_report
 from search.searcher import CampaignSearcher
 from search.trial import PathTrial
 
 
 def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Search, write the run directory, return the content of ``result.json``. Uses a running Ray cluster or starts one.
+    """Search, write the run directory, return the content of ``result.json``; a finished search only returns it.
+
+    Uses the Ray cluster that ``RAY_ADDRESS`` names, else starts one of its own.
 
     Raises:
-        CodeRayError: for input that cannot be used, or a frozen block that changed (IntegrityError).
+        CodeRayError: for input that cannot be used, a frozen block that changed (IntegrityError), or a run directory that
+            cannot be written (ArtifactError).
     """
     started = time.monotonic()
     torch.set_num_threads(1)
+    inputs = load_inputs(config)
     run = RunDirectory.create(out, config.model_dump(mode="json"))
-    problem = prepare(config, run, say)
-    campaign = Campaign(problem)
+    if (result := read_result(run)) is not None:
+        say(f"this search has finished; delete {run.result_file.name} to write its report again")
+        return result
+    with _writing(out):
+        campaign = Campaign(prepare(config, inputs, run, say))
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
+    _run_on_tune(campaign, say)
+    with _writing(out):
+        return write_report(campaign, time.monotonic() - started)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{out} cannot be written ({error}); free space and run the same command again") from error
+
+
+def _run_on_tune(campaign: Campaign, say: Callable[[str], None]) -> None:
+    """Carry ``campaign`` through; what it knows from its journal is not done again."""
+    config = campaign.problem.config
     # Tune's own progress boxes say nothing of paths; ours do.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searcher = CampaignSearcher(campaign, say)
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), num_cpus=None if os.environ.get("RAY_ADDRESS") else config.concurrency, **_QUIET)
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address=address, num_cpus=config.concurrency if address == "local" else None, **_QUIET)
+    if config.gpus_per_trial > (gpus := ray.cluster_resources().get("GPU", 0)):  # type: ignore[no-untyped-call]
+        raise ConfigError(f"gpus_per_trial is {config.gpus_per_trial:g} and the Ray cluster has {gpus:g} GPUs; trials would wait for ever")
     settings = {
         "config": config.model_dump_json(),
-        "profile": problem.profile.model_dump_json(),
-        "stores_dir": str(run.stores_dir.resolve()),
+        "profile": campaign.problem.profile.model_dump_json(),
+        "stores_dir": str(campaign.problem.run.stores_dir.resolve()),
     }
     trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), {"cpu": 1, "gpu": config.gpus_per_trial})
     with tempfile.TemporaryDirectory(prefix="code_ray-tune-") as storage:
@@ -66,7 +93,6 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
         raise searcher.fatal
     if not campaign.finished:
         raise CodeRayError(f"the search ended early; {len(campaign.records)} evaluations are kept: run the same command again to go on")
-    return write_report(campaign, time.monotonic() - started)
 
 
 _QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "WARNING"}

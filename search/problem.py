@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import ValidationError
 
 from code_ray.artifact import RunDirectory, write_text
+from code_ray.controls import control_paths
 from code_ray.data import DataSet, load_data
 from code_ray.errors import ArtifactError, ConfigError, PathError
 from code_ray.objective import Objective, PaperObjective, PlanObjective
@@ -21,6 +22,15 @@ from code_ray.throughput import Limits, pair_throughput
 from code_ray.training import Trainer
 from code_ray.zoo import get_service
 from search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a configuration names, found and checked: services with whole blocks, data with their labels, paths in the space."""
+
+    services: Mapping[str, Service]
+    data: DataSet
+    paths: tuple[InferencePath, ...]
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,39 @@ class Problem:
         return o if isinstance(o, PlanObjective) else PlanObjective(o.original, o.accuracy_original, o.limits, o.local_provider)
 
 
-def prepare(config: SearchConfig, run: RunDirectory, say: Callable[[str], None]) -> Problem:
-    """Load, check, measure. Times and the original's accuracy are kept in the run directory for a resumed search.
+def load_services(config: SearchConfig) -> dict[str, Service]:
+    """The services of a search, called as its configuration calls them: a service folder by its path.
+
+    Raises:
+        ServiceError, IntegrityError: for a service that is not there or not what its hashes say.
+    """
+    loaded = {name: get_service(name) for name in (config.local, *config.hosts)}
+    return {name: Service(service.spec.model_copy(update={"name": name}), service.blocks) for name, service in loaded.items()}
+
+
+def load_inputs(config: SearchConfig) -> Inputs:
+    """Load and check everything that ``config`` names, before anything is written.
 
     Raises:
         ConfigError, ServiceError, DataError, PathError: for what the configuration names and is not there.
     """
-    services = {name: get_service(name) for name in (config.local, *config.hosts)}
+    services = load_services(config)
     local, data = services[config.local], load_data(config.data)
     if tuple(data.labels) != local.labels:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
     for service in services.values():
         service.verify()
-    paths = _paths(config, services)
-    original = original_path(config.local, local.num_blocks)
+    return Inputs(services, data, tuple(_paths(config, services)))
+
+
+def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callable[[str], None]) -> Problem:
+    """Measure. Times and the original's accuracy are kept in the run directory for a resumed search.
+
+    Raises:
+        ArtifactError: where the run directory cannot be read or written.
+    """
+    services, data, paths = inputs.services, inputs.data, inputs.paths
+    original = original_path(config.local, services[config.local].num_blocks)
     profile = _profile(config, run, services, paths, say)
     trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
     accuracy_original = _original_accuracy(run, trainer, original)
@@ -73,7 +102,9 @@ def prepare(config: SearchConfig, run: RunDirectory, say: Callable[[str], None])
     candidates = tuple(c for c in (Candidate(p, profile.cost(p, services)) for p in paths) if _is_faster(c, origin, provider, budgets))
     say(f"{len(paths)} paths enumerated, {len(candidates)} of them can serve more than the original alone")
     if not run.splits_file.exists():
-        np.savez(run.splits_file, train=data.train.indices, validation=data.validation.indices, test=data.test.indices)
+        staging = run.splits_file.with_name(".splits.tmp.npz")
+        np.savez(staging, train=data.train.indices, validation=data.validation.indices, test=data.test.indices)
+        staging.replace(run.splits_file)
     return Problem(
         config,
         run,
@@ -105,7 +136,7 @@ def _paths(config: SearchConfig, services: Mapping[str, Service]) -> list[Infere
 
 
 def _profile(
-    config: SearchConfig, run: RunDirectory, services: Mapping[str, Service], paths: list[InferencePath], say: Callable[[str], None]
+    config: SearchConfig, run: RunDirectory, services: Mapping[str, Service], paths: Sequence[InferencePath], say: Callable[[str], None]
 ) -> Profile:
     if run.profile_file.exists():
         try:
@@ -113,7 +144,9 @@ def _profile(
         except ValidationError as error:
             raise ArtifactError(f"{run.profile_file} is damaged ({error.errors()[0]['msg']}); delete it to measure again") from error
     say("measuring blocks and links ...")
-    profile = measure_profile([original_path(config.local, services[config.local].num_blocks), *paths], services, config.placement, say)
+    # A control may need a link that no path of the space has.
+    controls = [c for p in paths if p.kind == "cross" for role, c in control_paths(p).items() if role != "random_host"]
+    profile = measure_profile([*paths, *controls], services, config.placement, say)
     write_text(run.profile_file, profile.model_dump_json(indent=1))
     return profile
 

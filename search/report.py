@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from code_ray.artifact import write_text
+from code_ray.artifact import RunDirectory, write_text
+from code_ray.errors import ArtifactError
 from code_ray.objective import PaperObjective
 from code_ray.path import InferencePath
 from code_ray.reward import Reward
 from code_ray.space import Candidate
-from code_ray.throughput import host_efficiency
+from code_ray.throughput import cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.plots import draw_pareto, draw_path, draw_trace
 from search.problem import Problem
@@ -55,6 +56,22 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     draw_pareto(problem, table, result["arms"], run.picture_file("pareto"))
     draw_path(_leading_path(arm), problem.services, run.picture_file("winning_path"))
     write_text(run.result_file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def read_result(run: RunDirectory) -> dict[str, Any] | None:
+    """The content of ``result.json``; None where the search has not finished.
+
+    Raises:
+        ArtifactError: where the file is damaged.
+    """
+    if not run.result_file.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(run.result_file.read_bytes())
+        _ = result["verdict"], result["stopped_because"], result["trainings"], result["seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{run.result_file} is damaged ({error!r}); delete it and run the same command again") from error
     return result
 
 
@@ -126,12 +143,21 @@ def _best(problem: Problem, campaign: Campaign, arm: Arm, hits: Any) -> dict[str
         "accuracy_test": float(hits[path].mean()),
         "accuracy_original_test": float(hits[original].mean()),
         "throughput_ratio": arm.throughput_ratio,
+        "throughput_ratio_cycle": _cycle_ratio(problem, path, tau_l, tau_h),
         "average_accuracy_loss_points": test_loss(arm, hits)[0],
         "reward": f_path,
         "reward_original": paper.original_value,
         "host_share": max((arm.mixture.load(host, [costs[p] for p in arm.paths]) for host in hosts), default=0.0),
         "host_efficiency": host_efficiency(objective.original_seconds, tau_l, tau_h),
     }
+
+
+def _cycle_ratio(problem: Problem, path: InferencePath, tau_l: float, tau_h: float) -> float:
+    """The pair's ratio by the second reading of b_l and b_h, 32 each (DESIGN 2.3): for comparison."""
+    if path.kind == "original":
+        return 1.0
+    t0, kappa = problem.objective.original_seconds, min(problem.objective.limits.budgets.values())
+    return float(t0 * cycle_throughput(t0, np.array([tau_l]), np.array([tau_h]), kappa, own=32, offloaded=32)[0])
 
 
 def _test_summary(arm: Arm, hits: Any) -> dict[str, float]:

@@ -42,9 +42,9 @@ class CampaignSearcher(Searcher):
         job = self._jobs.pop(trial_id)
         if result is None or error:
             self._fail(job, "its worker died twice")
-        elif "integrity_error" in result:
-            self.fatal = IntegrityError(result["integrity_error"])
-            self._fail(job, result["integrity_error"])
+        elif "fatal" in result:
+            self.fatal = _FATAL[result["fatal_kind"]](result["fatal"])
+            self._fail(job, result["fatal"])
         elif "failure" in result:
             self._fail(job, result["failure"])
         else:
@@ -68,6 +68,10 @@ class CampaignSearcher(Searcher):
     def _fail(self, job: Job, reason: str) -> None:
         self.campaign.fail(job, reason)
         self._say(f"{job.role:11} {job.path} failed: {reason}")
+
+
+_FATAL: dict[str, type[CodeRayError]] = {kind.__name__: kind for kind in (ArtifactError, IntegrityError)}
+"""What one job found wrong and every further job would find too."""
 
 
 def _describe(job: Job, record: dict[str, Any], campaign: Campaign) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from ray import tune
 
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.data import load_data
-from code_ray.errors import CodeRayError, IntegrityError
+from code_ray.errors import ArtifactError, CodeRayError, IntegrityError
 from code_ray.path import InferencePath
 from code_ray.plan import path_id, save_links
 from code_ray.profiling import Profile
 from code_ray.training import Trainer
-from code_ray.zoo import get_service
 from search.campaign import Job
 from search.config import SearchConfig
+from search.problem import load_services
 
 CALIBRATION_IMAGES = 512
 
@@ -31,18 +32,21 @@ class Worker:
         torch.set_num_threads(1)
         self.config = config
         self.stores_dir = stores_dir
-        self.services = {name: get_service(name) for name in (config.local, *config.hosts)}
+        self.services = load_services(config)
         self.placement = dict(config.placement)
         data = load_data(config.data)
-        self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe)
+        device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
+        self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device)
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Do one job; the record holds accuracies, seconds and link hashes.
+        """Do one job; the record holds accuracies, seconds, link hashes, and when it ran (seconds since 1970).
 
         Raises:
             IntegrityError: where a frozen block changed before or during training.
+            ArtifactError: where the links cannot be written.
             LinkError: where the links cannot be built or fitted.
         """
+        started = time.time()
         self._ensure_hosts(job.path)
         involved = [self.services[name] for name in (job.path.local, *job.path.hosts)]
         for service in involved:
@@ -58,6 +62,8 @@ class Worker:
             "accuracy_fit": trained.accuracy_fit,
             "seconds": trained.seconds,
             "link_hashes": hashes,
+            "started": started,
+            "finished": time.time(),
         }
 
     def _ensure_hosts(self, path: InferencePath) -> None:
@@ -97,13 +103,18 @@ class PathTrial(tune.Trainable):
             record = worker.run(job)
             # As text: Tune flattens nested results and loses empty ones.
             return {"accuracy": record["accuracy"], "record": json.dumps(record), "done": True}
-        except IntegrityError as error:
-            return {"integrity_error": str(error), "done": True}
+        except (ArtifactError, IntegrityError) as error:
+            return {**_no_result("fatal", error), "fatal_kind": type(error).__name__}
         except CodeRayError as error:
-            return {"failure": str(error), "done": True}
+            return _no_result("failure", error)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to keep: a trial is one step, and its result goes to the journal."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to restore."""
+
+
+def _no_result(kind: str, error: CodeRayError) -> dict[str, Any]:
+    # Tune stops the whole run where a result lacks the metric.
+    return {"accuracy": float("nan"), kind: str(error), "done": True}

@@ -1,6 +1,7 @@
 """What the tests share: one thread, a cache of their own, the digits, small untrained services and the zoo's own."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from hypothesis import settings
 from code_ray.data import FASHION_DIRS, DataSet, load_data
 from code_ray.service import Preprocessing, Service, build_service
 from code_ray.zoo import BUILDERS, ZOO, get_service
+
+if TYPE_CHECKING:
+    from serving import Run
 
 GREY = Preprocessing(image_shape=(28, 28), channels=1, size=(28, 28), mean=(0.3,), std=(0.35,))
 
@@ -48,9 +52,7 @@ def fashion() -> DataSet:
     return load_data("fashion-mnist")
 
 
-def make_tiny_service(
-    name: str, digits: DataSet, seed: int, widths: tuple[int, int, int, int, int] = (4, 8, 12, 8, 8)
-) -> Service:
+def make_tiny_service(name: str, digits: DataSet, seed: int, widths: tuple[int, int, int, int, int] = (4, 8, 12, 8, 8)) -> Service:
     """An untrained AlexNet for the digits with some 25,000 parameters: 6 blocks, hashed like any service."""
     torch.manual_seed(seed)
     blocks = BUILDERS["alexnet"](num_classes=10, widths=widths)
@@ -77,3 +79,13 @@ def tiny_services(tiny_service: Service, digits: DataSet) -> dict[str, Service]:
 def services() -> dict[str, Service]:
     """Every service of the zoo by name, with its shipped or converted weights."""
     return {name: get_service(name) for name in ZOO}
+
+
+@pytest.fixture(scope="session")
+def served_run(digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run directory for "tiny" and "host", wide enough for their blocks to cost more than a call; nobody may change it."""
+    from serving import HOST, LOCAL, make_run  # brings Ray in, which most tests do without
+
+    wide = (16, 32, 48, 32, 32)
+    services = {name: make_tiny_service(name, digits, seed, wide) for seed, name in enumerate((LOCAL, HOST))}
+    return make_run(tmp_path_factory.mktemp("served_run"), services, digits)

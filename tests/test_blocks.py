@@ -65,9 +65,9 @@ def test_the_hash_sees_every_change_and_nothing_else() -> None:
     assert content_hash(module.to(memory_format=torch.channels_last)) == before
     changed = copy.deepcopy(module)
     with torch.no_grad():
-        changed[0].weight.view(-1)[0] += 1e-6
+        changed.get_parameter("0.weight").view(-1)[0] += 1e-6
     counted = copy.deepcopy(module)
-    counted[1].running_mean += 1  # a buffer, no parameter
+    counted.get_buffer("1.running_mean").add_(1)
     renamed = nn.Sequential()
     renamed.add_module("convolution", module[0])
     renamed.add_module("1", module[1])
@@ -112,7 +112,9 @@ def test_a_fold_uses_every_statistic() -> None:
     torch.testing.assert_close(optimise(model, ExecutionMode())(value), model(value), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", [ExecutionMode(), ExecutionMode(channels_last=True), ExecutionMode("bfloat16", channels_last=True)], ids=str)
+@pytest.mark.parametrize(
+    "mode", [ExecutionMode(), ExecutionMode(channels_last=True), ExecutionMode("bfloat16", channels_last=True)], ids=str
+)
 def test_fast_copies_leave_the_original_as_it_was(tiny_service: Service, mode: ExecutionMode) -> None:
     block = tiny_service.blocks[1]
     before = content_hash(block)

@@ -73,7 +73,7 @@ def test_without_files_and_network_the_error_says_what_to_do(tmp_path: Path, mon
     monkeypatch.setattr(data, "FASHION_DIRS", (tmp_path / "debian", tmp_path / "cache"))
     # A port where nobody listens: torchvision's own download, refused at once.
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(DataError, match="run 'apt-get install dataset-fashion-mnist', elsewhere put the four idx.gz files"):
+    with pytest.raises(DataError, match=r"run 'apt-get install dataset-fashion-mnist', elsewhere put the four idx\.gz files"):
         load_data("fashion-mnist")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from code_ray.errors import PathError
-from code_ray.path import InferencePath, Segment, links_only, original_path, parse_path, path_from_vector, replace_host
+from code_ray.path import InferencePath, Segment, original_path, parse_path, path_from_vector
 
 Vector = tuple[int, ...]
 
@@ -144,17 +144,3 @@ def test_a_path_of_several_hosts_has_text_and_links_but_no_vector() -> None:
     ]
     with pytest.raises(PathError, match="2 host segments"):
         _ = path.vector
-
-
-def test_links_only_keeps_the_links_and_no_host_block() -> None:
-    path = path_from_vector([1, 2, 4, 5], "local", 6, "host", 6)
-    control = links_only(path)
-    assert control.segments[1] == Segment("host", 1, 1)
-    assert [slot.target for slot in control.link_slots] == [slot.target for slot in path.link_slots]
-    with pytest.raises(PathError, match="no host blocks to remove"):
-        links_only(original_path("local", 6))
-
-
-def test_replace_host_changes_the_host_alone() -> None:
-    path = path_from_vector([1, 2, 4, 5], "local", 6, "host", 6, rank=3)
-    assert replace_host(path, "host", "random") == path_from_vector([1, 2, 4, 5], "local", 6, "random", 6, rank=3)

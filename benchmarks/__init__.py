@@ -1,0 +1,1 @@
+"""Measurements anybody can repeat: python -m benchmarks.NAME."""

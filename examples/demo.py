@@ -1,0 +1,226 @@
+"""The whole line once: search a plan, deploy it, load it over HTTP, compare the original, the best host-free plan and the pair.
+
+python -m examples.demo --out runs/demo      (what `make demo` runs; the same --out again takes the search up where it is)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from code_ray.artifact import RunDirectory, write_text
+from code_ray.client import Client
+from code_ray.data import load_data
+from code_ray.errors import CodeRayError, DeploymentError
+from code_ray.plan import Plan, read_plan
+from code_ray.policy import ORIGINAL
+from code_ray.profiling import Execution, Profile, median_seconds
+from code_ray.runner import LegRunner
+from code_ray.zoo import get_service
+from deployments import build_app
+from deployments.config import AppOptions, RouterSettings
+from examples.load import Load, Measured
+from examples.pictures import draw_demo, print_table
+
+CONFIG = Path("search/configs/demo.yaml")
+ROUNDS = 5
+SECONDS = 6.0
+REQUEST_IMAGES = 128
+IN_FLIGHT = 10
+ARMS = ("original", "host_free", "pair")
+
+
+@dataclass
+class Rounds:
+    """What was measured, round by round. ``planned`` images a second by the programme, with the times the servers report."""
+
+    bare_torch: list[float] = field(default_factory=list)
+    arms: dict[str, list[Measured]] = field(default_factory=lambda: {arm: [] for arm in ARMS})
+    planned: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> int:
+    """Run the demo; 0 when it finished, 2 for what cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory of the search; demo.json and demo.png go there")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="search configuration (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    try:
+        run_demo(options.config, options.out, options.rounds)
+    except CodeRayError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_demo(config: Path, out: Path, count: int) -> None:
+    """Search into ``out``, serve what was found for ``count`` rounds of load, write ``demo.json`` and ``demo.png`` there."""
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", "search", str(config), "--out", str(out)], check=False).returncode
+    if code != 0:
+        raise CodeRayError(f"the search ended with exit code {code}; its message stands above")
+    run = RunDirectory.open(out)
+    plan = read_plan(run.plan_file)
+    rounds = measure(plan, run, count)
+    summary = summarise(rounds, plan, json.loads(run.result_file.read_text()), time.monotonic() - started)
+    write_text(out / "demo.json", json.dumps(summary, indent=1) + "\n")
+    draw_demo(summary, out / "demo.png")
+    print_table(summary)
+    print(f"pictures: {', '.join(str(file) for file in sorted(out.glob('*.png')))}")
+
+
+@contextmanager
+def deployed(run_dir: Path) -> Iterator[str]:
+    """A deployment of the plan in ``run_dir`` on a Ray of its own with one CPU a provider; yields its URL."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The router and the clients use what the providers' two CPUs leave over.
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        port = _free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build_app(AppOptions(run_dir=run_dir)), route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def measure(plan: Plan, run: RunDirectory, count: int) -> Rounds:
+    """Deploy ``plan`` and load each arm in every round; the order turns, so that no arm always comes first."""
+    say("deploying ...")
+    with deployed(run.root) as url:
+        return asyncio.run(_load(plan, run, url, count))
+
+
+async def _load(plan: Plan, run: RunDirectory, url: str, count: int) -> Rounds:
+    profile = Profile.model_validate_json(run.profile_file.read_text())
+    data = load_data(json.loads(run.config_file.read_text())["data"])
+    load = Load(url, plan.local, data.test, REQUEST_IMAGES, IN_FLIGHT)
+    bare = bare_torch(plan.local, profile.executions[plan.local], data.test.images)
+    router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
+    rounds = Rounds()
+    for number in range(count):
+        rounds.bare_torch.append(await asyncio.to_thread(bare))
+        for arm in (*ARMS[number % 3 :], *ARMS[: number % 3]):
+            await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm)).model_dump(mode="json"))
+            measured = await load.run(SECONDS, data.labels)
+            if not measured.images:
+                raise DeploymentError(
+                    f"{url} answered none of {measured.failed} requests; look into Ray's logs below /tmp/ray/session_latest"
+                )
+            rounds.arms[arm].append(measured)
+            rounds.planned[arm] = await asyncio.to_thread(_planned, url, plan.local)
+        speeds = ", ".join(f"{arm} {rounds.arms[arm][-1].images_per_second:.0f}" for arm in ARMS)
+        say(f"round {number + 1} of {count}, images a second: bare torch {rounds.bare_torch[-1]:.0f}, {speeds}")
+    return rounds
+
+
+def _allowed(plan: Plan, arm: str) -> tuple[str, ...] | None:
+    """Ids of the paths an arm may use beside the original; None: all of them."""
+    if arm == "pair":
+        return None
+    return () if arm == "original" else tuple(p.id for p in plan.paths if not plan.inference_path(p).hosts)
+
+
+def _planned(url: str, service: str) -> float:
+    with Client(url) as client:
+        return float(sum(path["images_per_second"] for path in client.metadata(service)["parameters"]["paths"]))
+
+
+def bare_torch(service_name: str, execution: Execution, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Callable[[], float]:
+    """A function that gives images a second of the local model in this process: its best mode and batch size, one thread."""
+    service = get_service(service_name)
+    runner = LegRunner(list(service.blocks), execution.mode)
+    batch = images[: execution.batch_size]
+
+    def rate() -> float:
+        torch.set_num_threads(1)
+        return len(batch) / median_seconds(lambda: runner(service.preprocess(batch)), repeats=max(10, 2000 // len(batch)))
+
+    return rate
+
+
+def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The content of ``demo.json``; ratios are medians over rounds of the ratio within a round."""
+    arms = {arm: _summarise_arm(measured) for arm, measured in rounds.arms.items()}
+    bare = statistics.median(rounds.bare_torch)
+    all_measured = [m for measured in rounds.arms.values() for m in measured]
+    vectors = {ORIGINAL: plan.inference_path(plan.paths[0])} | {p.id: plan.inference_path(p) for p in plan.paths[1:]}
+    pair_images = sum((m.paths for m in rounds.arms["pair"]), start=rounds.arms["pair"][0].paths.__class__())
+    return {
+        "measured_ratio": _ratio(rounds, "pair", "original"),
+        "predicted_ratio": rounds.planned["pair"] / rounds.planned["original"],
+        "host_value": _ratio(rounds, "pair", "host_free"),
+        "average_accuracy_loss_points": 100 * (arms["original"]["accuracy"] - arms["pair"]["accuracy"]),
+        **arms,
+        "host_free_average_accuracy_loss_points": 100 * (arms["original"]["accuracy"] - arms["host_free"]["accuracy"]),
+        "loss_limit_points": plan.loss_points,
+        "pair_paths": [
+            {"kind": vectors[i].kind, "vector": list(vectors[i].vector), "share_of_images": n / pair_images.total()}
+            for i, n in pair_images.most_common()
+        ],
+        "bare_torch_images_per_second": bare,
+        "original_over_bare_torch": statistics.median(
+            m.images_per_second / b for m, b in zip(rounds.arms["original"], rounds.bare_torch, strict=True)
+        ),
+        "requests": sum(len(m.latencies) for m in all_measured),
+        "failed": sum(m.failed for m in all_measured),
+        "request_images": REQUEST_IMAGES,
+        "requests_in_flight": IN_FLIGHT,
+        "rounds": len(rounds.bare_torch),
+        "arms_by_model": result["arms"],
+        "controls": result["controls"],
+        "trainings": result["trainings"],
+        "candidates": result["candidates"],
+        "seconds": seconds,
+    }
+
+
+def _ratio(rounds: Rounds, above: str, below: str) -> float:
+    pairs = zip(rounds.arms[above], rounds.arms[below], strict=True)
+    return statistics.median(a.images_per_second / b.images_per_second for a, b in pairs)
+
+
+def _summarise_arm(measured: list[Measured]) -> dict[str, float]:
+    latencies_ms = 1e3 * np.concatenate([m.latencies for m in measured])
+    return {
+        "images_per_second": statistics.median(m.images_per_second for m in measured),
+        "accuracy": sum(m.hits for m in measured) / sum(m.images for m in measured),
+        "p50_ms": float(np.percentile(latencies_ms, 50)),
+        "p99_ms": float(np.percentile(latencies_ms, 99)),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""What the tests of serving share: a real run directory without a search, a Serve of their own, a load, and the server's processes."""
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from code_ray.blocks import ExecutionMode
+from code_ray.client import Client
+from code_ray.data import DataSet
+from code_ray.errors import RequestError
+from code_ray.links import Link
+from code_ray.path import InferencePath, path_from_vector
+from code_ray.plan import Plan, PlannedPath, path_id, save_links
+from code_ray.policy import ORIGINAL
+from code_ray.runner import PathRunner
+from code_ray.service import Service
+from code_ray.training import Recipe, Trainer
+from deployments.config import ProviderOptions
+
+LOCAL, HOST = "tiny", "host"
+PLACEMENT = {LOCAL: "alpha", HOST: "beta"}
+VECTORS: dict[str, tuple[int, ...]] = {
+    ORIGINAL: (),
+    "skip": (1, 4),
+    "exit": (3,),
+    "raw cross": (0, 2, 4, 5),
+    "cross": (1, 2, 4, 5),
+    "probe": (1, 2, 4),
+}
+BATCH = 16
+FIXED = ProviderOptions(num_cpus=0.5, mode="float32", batch_size=BATCH)
+"""No choice is left to measurements: what is computed is the same every time."""
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory with what lies in it, as values. Paths go by their names in ``VECTORS``."""
+
+    root: Path
+    plan: Plan
+    services: dict[str, Service]
+    paths: dict[str, InferencePath]
+    links: dict[str, dict[str, Link]]
+
+    def id_of(self, name: str) -> str:
+        """The id by which a request asks for a path, and an answer names it."""
+        return ORIGINAL if name == ORIGINAL else path_id(self.paths[name], self.services)
+
+    def logits(self, name: str, images: Images) -> npt.NDArray[np.float32]:
+        """What one process computes on a path, in float32 and batches of ``BATCH``."""
+        runner = PathRunner(self.paths[name], self.services, self.links[name], PLACEMENT, lambda _: ExecutionMode())
+        return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
+
+
+def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: float = 0.5) -> Run:
+    """A run directory with one path of each kind, its links fitted by least squares, both services in their stores.
+
+    Every path claims the same accuracy: which are used is then a matter of measured times alone.
+    """
+    trainer = Trainer(services, LOCAL, digits, PLACEMENT, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=64))
+    paths = {name: path_from_vector(vector, LOCAL, 6, HOST, 6) for name, vector in VECTORS.items()}
+    links = {name: dict(trainer.train_path(path, seed=0, fit_only=True).links) for name, path in paths.items()}
+    planned = []
+    for name, path in paths.items():
+        identifier = path_id(path, services)
+        hashes = save_links(path, identifier, links[name], PLACEMENT, root / "stores")
+        planned.append(PlannedPath(path=str(path), id=identifier, accuracy=0.9, link_hashes=hashes))
+    for name, service in services.items():
+        service.save(root / "stores" / PLACEMENT[name] / "services" / name)
+    plan = Plan(
+        local=LOCAL,
+        num_blocks=6,
+        services={name: service.content_hash for name, service in services.items()},
+        placement=PLACEMENT,
+        kappa={HOST: kappa},
+        loss_points=2.3,
+        paths=tuple(planned),
+    )
+    (root / "plan.json").write_text(plan.model_dump_json(indent=1))
+    return Run(root, plan, services, paths, links)
+
+
+@contextmanager
+def running_serve(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[str]:
+    """A Ray and a Serve of this process's own, without an application, on a free port; yields the URL."""
+    with _environment(RAY_USAGE_STATS_ENABLED="0"):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            port = free_port()
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def handle_of(deployment: str, application: str = "default") -> DeploymentHandle[Any]:
+    """The handle of a running deployment."""
+    return serve.get_deployment_handle(deployment, application)
+
+
+@dataclass
+class Load:
+    """``clients`` threads send the same images again and again while the block runs; nothing is retried.
+
+    ``answers`` holds (begin, end, path) of each answer, ``failures`` what went wrong.
+    """
+
+    url: str
+    service: str
+    images: Images
+    clients: int = 3
+    path: str | None = None
+    answers: list[tuple[float, float, str]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self) -> None:
+        with Client(self.url, retries=0) as client:
+            while not self._stop.is_set():
+                begin = time.monotonic()
+                try:
+                    path = client.predict(self.service, self.images, path=self.path).path
+                except RequestError as error:
+                    self.failures.append(f"{error.status}: {error}")
+                else:
+                    self.answers.append((begin, time.monotonic(), path))
+
+    def since(self, moment: float) -> list[str]:
+        """Paths of the answers to requests that began after ``moment``."""
+        return [path for begin, _, path in list(self.answers) if begin > moment]
+
+
+def eventually(check: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait until ``check`` holds; fails with ``what`` did not happen."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, f"after {seconds:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+def process_ids(title: str) -> set[int]:
+    """Processes that this one's Ray has started and whose title begins with ``title``, as Ray sets it (``ray::...``)."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_ours(int(folder.name)):
+                    found.add(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
+    return found
+
+
+def replica_id(deployment: str, application: str = "default") -> int:
+    """Process id of a deployment's only replica."""
+    (only,) = process_ids(f"ray::ServeReplica:{application}:{deployment}")
+    return only
+
+
+def _is_ours(process: int) -> bool:
+    while process > 1:
+        if process == os.getpid():
+            return True
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def peak_bytes(process: int) -> int:
+    """The most memory a process has held at once."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def tree_hash(folder: Path) -> str:
+    """One hash over names and contents of all files below ``folder``."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        digest.update(f"{file.relative_to(folder)}:".encode())
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
+
+
+def relative_difference(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Largest difference over largest magnitude."""
+    assert one.shape == other.shape
+    return float(np.abs(one - other).max() / np.abs(other).max())
