@@ -1,4 +1,4 @@
-"""Controls: what a claim about a host has to beat (DESIGN 1, FINDINGS)."""
+"""Controls: what a claim about a host has to beat (DESIGN 1)."""
 
 from __future__ import annotations
 

@@ -45,8 +45,10 @@ class Preprocessing(BaseModel):
 
     def apply(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """uint8 images (n, H, W) or (n, H, W, C), or floats of the same layout in 0..1 -> float32 (n, C, h, w)."""
-        raw = torch.as_tensor(images)
-        pixels = raw.to(torch.float32) / 255 if raw.dtype == torch.uint8 else raw.to(torch.float32)
+        # Arrays from a file or from Ray's store are read-only, which torch warns of: they are copied on the way to float.
+        pixels = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
+        if images.dtype in (torch.uint8, np.uint8):
+            pixels = pixels / 255
         pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
         if pixels.shape[1] == 1 and self.channels > 1:
             pixels = pixels.expand(-1, self.channels, -1, -1)

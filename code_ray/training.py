@@ -33,18 +33,20 @@ class Recipe(BaseModel):
 
     After the least-squares fit, ``steps`` train the last link alone, on activations computed once (what lies before it is
     constant then, which makes a step many times cheaper), and ``joint_steps`` train all links together.
+    Least-squares links are validated on the first ``screen_samples`` validation images, trained ones on all.
     ``fit_entry``: an entry link into hin > 1 is fitted to what the host's own blocks make of calibration images, so the host
     must see ``fit_samples`` of them; off, such links start at random.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    samples: int = Field(20_000, ge=1)
+    samples: int = Field(12_000, ge=1)
     fit_samples: int = Field(1_000, ge=2)
-    steps: int = Field(1200, ge=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    joint_steps: int = Field(0, ge=0)
-    joint_learning_rate: float = Field(2e-4, gt=0)
+    screen_samples: int = Field(1_500, ge=1)
+    steps: int = Field(300, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    joint_steps: int = Field(150, ge=0)
+    joint_learning_rate: float = Field(5e-4, gt=0)
     batch_size: int = Field(32, ge=1)
     distillation: float = Field(0.9, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
@@ -100,7 +102,7 @@ class Trainer:
         links = make_links(path, self.services)
         stages = self._stages(path, links)
         self._fit(path, stages)
-        accuracy_fit = accuracy = self.accuracy(path, links, self.data.validation)
+        accuracy_fit = accuracy = self.accuracy(path, links, self.data.validation.head(self.recipe.screen_samples))
         if stages and not fit_only:
             _move(stages, self.device)
             last = len(stages) - 1

@@ -16,7 +16,7 @@ from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, 
 from deployments.provider import Provider
 from deployments.router import Router, provider_deployment
 from deployments.routes import check_use
-from deployments.stores import open_plan, stored_spec
+from deployments.stores import check_blocks, open_plan, stored_spec
 
 # Short enough that a dead replica is replaced in seconds, long enough for a busy machine.
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 5}
@@ -62,8 +62,10 @@ def router_application(options: RouterAppOptions) -> Application:
 
 
 def read_specs(run: RunDirectory, plan: Plan) -> dict[str, ServiceSpec]:
-    """The description of every service of the plan, without weights."""
-    return {name: stored_spec(name, run.stores_dir / plan.placement[name]) for name in plan.services}
+    """The description of every service of the plan, without weights; raises as ``application`` does."""
+    specs = {name: stored_spec(name, run.stores_dir / plan.placement[name]) for name in plan.services}
+    check_blocks(plan, specs)
+    return specs
 
 
 def _providers(plan: Plan) -> list[str]:

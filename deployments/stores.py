@@ -6,13 +6,15 @@ are not in the zoo. Nobody reads another provider's weights: of a foreign servic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from code_ray.artifact import RunDirectory
 from code_ray.blocks import Boundary
-from code_ray.path import InferencePath
+from code_ray.errors import PathError, PlanError
+from code_ray.path import InferencePath, original_path
 from code_ray.plan import Plan, read_plan
 from code_ray.service import Service, ServiceSpec, read_spec
 from code_ray.zoo import ZOO, get_service
@@ -25,10 +27,42 @@ def open_plan(run_dir: Path) -> tuple[RunDirectory, Plan]:
 
     Raises:
         ArtifactError: where ``run_dir`` is not one.
-        PlanError: for a malformed plan.
+        PlanError: for a malformed plan, or one whose parts do not fit each other.
     """
     run = RunDirectory.open(run_dir)
-    return run, read_plan(run.plan_file)
+    plan = read_plan(run.plan_file)
+    try:
+        _check_names(plan)
+    except PathError as error:
+        raise PlanError(f"{run.plan_file}: {error}; run the search again") from error
+    return run, plan
+
+
+def _check_names(plan: Plan) -> None:
+    paths = [plan.inference_path(planned) for planned in plan.paths]
+    for name in (plan.local, *plan.services, *plan.kappa, *(segment.service for path in paths for segment in path.segments)):
+        if name not in plan.placement or name not in plan.services:
+            raise PlanError(f"the plan names service {name!r}, which has no provider or no hash in it; run the search again")
+    if not paths or paths[0] != original_path(plan.local, plan.num_blocks):
+        raise PlanError(f"the plan's paths[0] is not the original path of {plan.local!r}; run the search again")
+    for host in {host for path in paths for host in path.hosts}:
+        if not 0 < plan.budgets.get(plan.placement[host], 0.0) <= 1:
+            raise PlanError(f"the plan borrows from {host!r}, whose kappa is not a share above 0 and up to 1; run the search again")
+
+
+def check_blocks(plan: Plan, specs: Mapping[str, ServiceSpec]) -> None:
+    """Check that the services have the blocks that the plan's paths run.
+
+    Raises:
+        PlanError: naming the service that is too short, or the local one where its number of blocks is another.
+    """
+    counts = {name: len(spec.boundaries) - 1 for name, spec in specs.items()}
+    if counts[plan.local] != plan.num_blocks:
+        raise PlanError(f"the plan is for {plan.num_blocks} blocks of {plan.local!r}, which has {counts[plan.local]}; run the search again")
+    for planned in plan.paths:
+        for segment in plan.inference_path(planned).segments:
+            if segment.stop > counts[segment.service]:
+                raise PlanError(f"path {planned.path} runs {segment}, which has {counts[segment.service]} blocks; run the search again")
 
 
 def load_stored_service(name: str, store_dir: Path) -> Service:

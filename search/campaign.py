@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from code_ray.controls import control_paths
+from code_ray.greedy_sampler import GreedySampler
 from code_ray.objective import Known
 from code_ray.path import InferencePath, parse_path
-from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping, make_sampler
+from code_ray.printed_sampler import PrintedSampler
+from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from search.problem import Problem
 
 Role = Literal["search", "random_host", "links_only", "skip", "confirm"]
@@ -41,19 +43,10 @@ class Campaign:
     """Hands out jobs and collects their records until nothing is left to do."""
 
     def __init__(self, problem: Problem) -> None:
-        config = problem.config
         self.problem = problem
         self.records: dict[Job, dict[str, Any]] = {}
         self.failures: dict[Job, str] = {}
-        self.sampler: Sampler = make_sampler(
-            config.sampler,
-            problem.candidates,
-            problem.objective,
-            Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon),
-            problem.host_blocks,
-            screen=config.screen,
-            seed=config.seed,
-        )
+        self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
         self._replay()
@@ -144,3 +137,13 @@ class Campaign:
         ranked = sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
         for path in ranked[: config.confirm]:
             yield Job(path, "trained", config.seed + 1, "confirm")
+
+
+def _make_sampler(problem: Problem) -> Sampler:
+    config, hosts = problem.config, problem.host_blocks
+    stopping = Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon)
+    if config.sampler == "printed":
+        return PrintedSampler(problem.candidates, problem.objective, stopping, hosts, seed=config.seed)
+    return GreedySampler(
+        problem.candidates, problem.objective, stopping, hosts, predictor=config.sampler, screen=config.screen, seed=config.seed
+    )

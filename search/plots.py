@@ -44,7 +44,8 @@ def draw_pareto(problem: Problem, table: pd.DataFrame, arms: Mapping[str, Mappin
     axes.axhline(problem.config.loss_points, color="grey", linestyle=":", linewidth=1)
     axes.annotate("loss limit", (axes.get_xlim()[0], problem.config.loss_points), fontsize=8, va="bottom")
     axes.set(xlabel="throughput / original alone (by the linear programme)", ylabel="average-accuracy loss, points (validation)")
-    axes.legend(fontsize=8, loc="upper left")
+    if len(trained):
+        axes.legend(fontsize=8, loc="upper left")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from code_ray.errors import ArtifactError, CodeRayError, IntegrityError
+from code_ray.errors import ArtifactError, CodeRayError, IntegrityError, ServiceError
 from search.campaign import Campaign, Job
 
 
@@ -70,7 +70,7 @@ class CampaignSearcher(Searcher):
         self._say(f"{job.role:11} {job.path} failed: {reason}")
 
 
-_FATAL: dict[str, type[CodeRayError]] = {kind.__name__: kind for kind in (ArtifactError, IntegrityError)}
+_FATAL: dict[str, type[CodeRayError]] = {kind.__name__: kind for kind in (ArtifactError, IntegrityError, ServiceError)}
 """What one job found wrong and every further job would find too."""
 
 

@@ -13,7 +13,7 @@ from ray import tune
 
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.data import load_data
-from code_ray.errors import ArtifactError, CodeRayError, IntegrityError
+from code_ray.errors import ArtifactError, CodeRayError, ServiceError
 from code_ray.path import InferencePath
 from code_ray.plan import path_id, save_links
 from code_ray.profiling import Profile
@@ -103,7 +103,7 @@ class PathTrial(tune.Trainable):
             record = worker.run(job)
             # As text: Tune flattens nested results and loses empty ones.
             return {"accuracy": record["accuracy"], "record": json.dumps(record), "done": True}
-        except (ArtifactError, IntegrityError) as error:
+        except (ArtifactError, ServiceError) as error:
             return {**_no_result("fatal", error), "fatal_kind": type(error).__name__}
         except CodeRayError as error:
             return _no_result("failure", error)

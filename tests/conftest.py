@@ -83,9 +83,8 @@ def services() -> dict[str, Service]:
 
 @pytest.fixture(scope="session")
 def served_run(digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> "Run":
-    """A run directory for "tiny" and "host", wide enough for their blocks to cost more than a call; nobody may change it."""
-    from serving import HOST, LOCAL, make_run  # brings Ray in, which most tests do without
+    """A run directory for the services "tiny" and "host", which know the digits; nobody may change it."""
+    from serving import HOST, LOCAL, make_run, make_service  # brings Ray in, which most tests do without
 
-    wide = (16, 32, 48, 32, 32)
-    services = {name: make_tiny_service(name, digits, seed, wide) for seed, name in enumerate((LOCAL, HOST))}
+    services = {name: make_service(name, digits, seed) for seed, name in enumerate((LOCAL, HOST))}
     return make_run(tmp_path_factory.mktemp("served_run"), services, digits)

@@ -185,9 +185,9 @@ def test_a_reduced_fit_of_full_rank_is_the_full_fit() -> None:
 
 def test_a_fit_looks_at_no_more_positions_than_the_limit() -> None:
     link = Link(LinkSpec((2, 20, 20), (2, 20, 20), relu=False))
-    inputs = noise(2 * MAX_FIT_ROWS // 400, (2, 20, 20))
+    inputs = noise(2 * MAX_FIT_ROWS // 100, (2, 20, 20))
     targets = inputs.clone()
-    targets[MAX_FIT_ROWS // 400 :] = 1e6
+    targets[MAX_FIT_ROWS // 100 :] = 1e6
     fit_link(link, inputs, targets, ridge=1e-9)
     torch.testing.assert_close(link(inputs), inputs, rtol=1e-3, atol=1e-3)
 

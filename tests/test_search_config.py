@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from test_search import command, contents
 
 from code_ray.artifact import RunDirectory
 from code_ray.data import DataSet
-from code_ray.errors import ConfigError
 from code_ray.zoo import ZOO
 from search.__main__ import main
 from search.config import read_config
@@ -107,7 +105,7 @@ def test_a_service_folder_with_other_weights_is_refused_by_name(tmp_path: Path, 
     folder = tmp_path / "mine"
     shutil.copytree(ZOO["alexnet-digits"](), folder)
     weights = load_file(folder / "weights.safetensors")
-    weights["2.0.bias"][0] += 1
+    weights["2.5.bias"][0] += 1
     save_file(weights, folder / "weights.safetensors")
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump({**LONELY, "local": str(folder)}))

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_search import PAIR, command, contents, evaluations, result_of, search, write_config
+from test_search import PAIR, command, complaints, contents, evaluations, result_of, search, write_config
 
-from code_ray.artifact import RunDirectory
 from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError
-from code_ray.path import parse_path, path_from_vector
+from code_ray.path import path_from_vector
 from code_ray.plan import read_plan
 from code_ray.profiling import measure_profile
-from code_ray.service import Service
 from code_ray.zoo import ZOO
 from search.campaign import Job
 from search.config import SearchConfig
+from search.problem import load_services
 from search.trial import Worker
 
 LONELY: dict[str, Any] = {
@@ -56,22 +54,30 @@ def read_until(process: "subprocess.Popen[str]", seen: Callable[[str], bool]) ->
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and stderr."""
+    """Exit code, and the one line that the search wrote to stderr."""
     _, stderr = process.communicate(timeout=200)
-    return process.returncode, stderr
+    lines = complaints(stderr)
+    assert len(lines) == 1, stderr
+    return process.returncode, lines[0]
 
 
 def descendants(pid: int) -> list[int]:
     """Every process that ``pid`` started, and theirs."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
+    for task in Path("/proc").glob(f"{pid}/task/*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue  # that thread has just ended
+        for child in map(int, children):
             found += [child, *descendants(child)]
     return found
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to a search and to what Ray started for it."""
+    # A stopped process starts no more of them meanwhile.
+    process.send_signal(signal.SIGSTOP)
     victims = [process.pid, *descendants(process.pid)]
     for pid in victims:
         try:
@@ -100,14 +106,14 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(services: dict[str, Service], tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     folder = tmp_path_factory.mktemp("interrupted")
     shutil.copytree(ZOO["alexnet-digits"](), folder / "mine")
     config, out = write_config(folder, PAIR, local=str(folder / "mine")), folder / "run"
-    process = start(config, out)
-    for _ in range(3):
-        read_until(process, is_evaluation)
-    kill(process)
+    with start(config, out) as process:
+        for _ in range(3):
+            read_until(process, is_evaluation)
+        kill(process)
     return Interrupted(config, out, folder / "mine" / "weights.safetensors", tuple(evaluations(out)))
 
 
@@ -115,7 +121,7 @@ def replace_weights(file: Path, change: float) -> bytes:
     """Put other weights in the place of ``file`` at once; returns the old ones."""
     old, staging = file.read_bytes(), file.with_name("staging")
     weights = load_file(file)
-    weights["2.0.bias"][0] += change
+    weights["2.5.bias"][0] += change
     save_file(weights, staging)
     staging.replace(file)
     return old
@@ -130,7 +136,7 @@ def test_a_killed_search_leaves_what_it_measured_and_no_report(interrupted: Inte
 def test_the_same_command_resumes_a_killed_search_and_repeats_no_evaluation(interrupted: Interrupted, tmp_path: Path) -> None:
     out = interrupted.copy(tmp_path)
     done = search(interrupted.config, out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, complaints(done.stderr)) == (0, [])
     assert f"resuming: {len(interrupted.before)} evaluations are in the journal" in done.stdout
     records = evaluations(out)
     assert tuple(records[: len(interrupted.before)]) == interrupted.before
@@ -149,27 +155,25 @@ def test_a_service_folder_keeps_its_links_in_the_store_of_its_last_name(interrup
 
 def test_a_service_that_changes_under_a_search_ends_it_and_keeps_what_was_measured(interrupted: Interrupted, tmp_path: Path) -> None:
     out = interrupted.copy(tmp_path)
-    process = start(interrupted.config, out)
-    read_until(process, lambda line: "resuming" in line)
-    # The search itself has loaded the service by now, its workers have not.
-    old = replace_weights(interrupted.weights, change=1)
-    try:
-        code, stderr = end(process)
-    finally:
-        interrupted.weights.write_bytes(old)
+    with start(interrupted.config, out) as process:
+        read_until(process, lambda line: "resuming" in line)
+        # The search itself has loaded the service by now, its workers have not.
+        old = replace_weights(interrupted.weights, change=1)
+        try:
+            code, line = end(process)
+        finally:
+            interrupted.weights.write_bytes(old)
     assert code == 2
-    (line,) = stderr.splitlines()
     assert line.startswith("IntegrityError: block 3 of 'alexnet-digits' is not what its hash ")
     assert tuple(evaluations(out)) == interrupted.before
     assert not (out / "result.json").exists()
 
 
 @pytest.fixture(scope="module")
-def make_worker(services: dict[str, Service]) -> Callable[[Path], Worker]:
+def make_worker() -> Callable[[Path], Worker]:
     """What runs in each of Tune's processes, for one cross path of the smallest pair."""
     config = SearchConfig.model_validate({**PAIR, "vectors": None})
-    pair = {name: services[name] for name in ("alexnet-digits", "efficientnet-lite0")}
-    profile = measure_profile([CROSS], pair, config.placement, batch_sizes=(16,))
+    profile = measure_profile([CROSS], load_services(config), config.placement, batch_sizes=(16,))
     return lambda stores_dir: Worker(config, profile, stores_dir)
 
 
@@ -213,12 +217,12 @@ def test_a_store_that_cannot_be_written_is_an_error_with_its_folder(make_worker:
 
 def test_stores_that_cannot_be_written_end_a_search_and_keep_its_journal(tmp_path: Path) -> None:
     config, out = write_config(tmp_path, LONELY, screen=3), tmp_path / "run"
-    process = start(config, out)
-    read_until(process, lambda line: "least squares" in line)
-    (out / "stores").write_text("a file, not a folder")
-    code, stderr = end(process)
+    with start(config, out) as process:
+        read_until(process, lambda line: "least squares" in line)
+        (out / "stores").write_text("a file, not a folder")
+        code, line = end(process)
     assert code == 2
-    assert stderr.startswith(f"ArtifactError: {out / 'stores' / 'alexnet-digits'}: links of path ")
+    assert line.startswith(f"ArtifactError: {out / 'stores' / 'alexnet-digits'}: links of path ")
     assert [record["fidelity"] for record in evaluations(out)] == ["fit"] * 3
     assert not (out / "result.json").exists()
 
@@ -251,18 +255,17 @@ def fill(file: Path) -> None:
 
 def test_a_full_disk_ends_a_search_which_goes_on_once_there_is_space(small_disk: Path, tmp_path: Path) -> None:
     config, out, filler = write_config(tmp_path, LONELY), small_disk / "run", small_disk / "filler"
-    process = start(config, out)
-    read_until(process, is_evaluation)
-    fill(filler)
-    code, stderr = end(process)
+    with start(config, out) as process:
+        read_until(process, is_evaluation)
+        fill(filler)
+        code, line = end(process)
     assert code == 2
-    (line,) = stderr.splitlines()
     assert line.startswith(f"ArtifactError: {out / 'journal.jsonl'}: a result could not be written ([Errno 28] No space left on device)")
     kept = evaluations(out)
     assert 1 <= len(kept) < LONELY["screen"]
     filler.unlink()
     done = search(config, out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, complaints(done.stderr)) == (0, [])
     records = evaluations(out)
     assert records[: len(kept)] == kept
     keys = [(record["path"], record["fidelity"], record["seed"]) for record in records]
@@ -272,16 +275,15 @@ def test_a_full_disk_ends_a_search_which_goes_on_once_there_is_space(small_disk:
 
 def test_a_disk_that_is_full_before_the_first_measurement_is_named(small_disk: Path, tmp_path: Path) -> None:
     config, out = write_config(tmp_path, LONELY), small_disk / "run"
-    process = start(config, out)
-    read_until(process, lambda line: "measuring" in line)
-    fill(small_disk / "filler")
-    code, stderr = end(process)
+    with start(config, out) as process:
+        read_until(process, lambda line: "measuring" in line)
+        fill(small_disk / "filler")
+        code, line = end(process)
     assert code == 2
-    (line,) = stderr.splitlines()
     assert line.startswith(f"ArtifactError: {out} cannot be written ([Errno 28] No space left on device")
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(tmp_path: Path) -> None:
     done = search(write_config(tmp_path, LONELY, gpus_per_trial=64), tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr.startswith("ConfigError: gpus_per_trial is 64 and the Ray cluster has ")
+    assert complaints(done.stderr)[0].startswith("ConfigError: gpus_per_trial is 64 and the Ray cluster has ")

@@ -64,10 +64,11 @@ def test_paths_do_not_give_each_others_logits(served_run: Run, digits: DataSet) 
     assert min(differences) > 1e-3
 
 
-def test_labels_name_the_largest_logit(client: Client, digits: DataSet, served_run: Run) -> None:
-    answer = client.predict(LOCAL, digits.test.images[:40])
-    assert answer.labels == [served_run.services[LOCAL].labels[i] for i in answer.logits.argmax(axis=1)]
-    assert len(set(answer.labels)) > 1
+def test_labels_name_the_largest_logit_and_are_mostly_right(client: Client, digits: DataSet) -> None:
+    answer = client.predict(LOCAL, digits.test.images[:100], path="original")
+    assert answer.labels == [digits.labels[i] for i in answer.logits.argmax(axis=1)]
+    right = sum(label == digits.labels[truth] for label, truth in zip(answer.labels, digits.test.labels[:100], strict=True))
+    assert right >= 80
 
 
 def test_the_host_serves_its_own_service_too(client: Client, served_run: Run, digits: DataSet) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import make_tiny_service
 from ray import serve
 from ray.serve import Application
-from serving import BATCH, FIXED, HOST, LOCAL, Run, relative_difference, running_serve, tree_hash
+from serving import BATCH, FIXED, HOST, LOCAL, Run, make_service, relative_difference, running_serve, tree_hash
 
 from code_ray.client import Client
 from code_ray.data import DataSet
@@ -83,7 +82,7 @@ def test_a_replica_that_cannot_start_fails_its_deployment_with_the_cause(
     run_dir = Path(shutil.copytree(served_run.root, tmp_path / "run"))
     folder = run_dir / f"stores/beta/services/{HOST}"
     shutil.rmtree(folder)
-    make_tiny_service(HOST, digits, seed=9, widths=(16, 32, 48, 32, 32)).save(folder)
+    make_service(HOST, digits, seed=9).save(folder)
     before = tree_hash(run_dir)
     options = ProviderAppOptions(run_dir=run_dir, provider="beta", options=FIXED)
     with pytest.raises(RuntimeError, match="provider-beta"):

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from conftest import make_tiny_service
 from ray import serve
-from serving import BATCH, FIXED, HOST, LOCAL, Load, Run, handle_of, make_run, running_serve
+from serving import BATCH, FIXED, HOST, LOCAL, Load, Run, handle_of, make_run, make_service, running_serve
 
 from code_ray.data import DataSet
 from code_ray.plan import leg_key
@@ -23,7 +22,7 @@ SECONDS = 5.0
 @pytest.fixture(scope="module")
 def run(digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A host whose blocks take a few milliseconds a batch, of which it lends little."""
-    services = {LOCAL: make_tiny_service(LOCAL, digits, 0), HOST: make_tiny_service(HOST, digits, 1, (32, 96, 128, 128, 64))}
+    services = {LOCAL: make_service(LOCAL, digits, 0), HOST: make_service(HOST, digits, 1, (32, 96, 128, 128, 64))}
     return make_run(tmp_path_factory.mktemp("small_kappa"), services, digits, kappa=KAPPA)
 
 

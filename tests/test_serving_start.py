@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tiny_service
 from pydantic import ValidationError
-from serving import FIXED, HOST, LOCAL, Run, tree_hash
+from serving import FIXED, HOST, LOCAL, Run, make_service, tree_hash
 
 from code_ray.data import DataSet
 from code_ray.errors import ArtifactError, CodeRayError, ConfigError, IntegrityError, PlanError, ServiceError
@@ -59,16 +58,16 @@ UNUSABLE: list[tuple[str, Damage, type[CodeRayError], str]] = [
     ("half a plan", overwrite("plan.json", '{"local": "tiny"'), PlanError, "plan.json is malformed"),
     ("a plan of the future", change_plan(schema_version=2), PlanError, "malformed at schema_version"),
     ("no path", change_plan(paths=[]), PlanError, r"paths\[0\] is not the original path of 'tiny'"),
-    ("what is no path", change_plan(paths=[planned("x")]), PlanError, "path 'x' cannot be used"),
+    ("what is no path", change_plan(paths=[planned("x")]), PlanError, "'x' is not a path"),
     ("a path without its original", change_plan(paths=[planned("tiny[0:3] > logits")]), PlanError, r"paths\[0\] is not the original path"),
-    ("an unknown host", change_plan(paths=[ORIGINAL, planned("tiny[0:1] > x[1:2] > logits")]), PlanError, "'x' has no provider"),
-    ("blocks that a host has not", change_plan(paths=[ORIGINAL, planned("tiny[0:1] > host[1:9] > logits")]), PlanError, "has 6 blocks"),
-    ("another number of blocks", change_plan(num_blocks=5, paths=[planned("tiny[0:5]")]), PlanError, "has 6 blocks"),
-    ("an unknown local service", change_plan(local="x"), PlanError, "'x' has no provider"),
-    ("a service without a provider", change_plan(placement={"tiny": "alpha"}), PlanError, "'host' has no provider"),
-    ("a share of nobody", change_plan(kappa={"x": 0.5}), PlanError, "'x' has no provider"),
-    ("a host without a share", change_plan(kappa={}), PlanError, "host 'host' lends no share"),
-    ("a share of nothing", change_plan(kappa={"host": 0}), PlanError, "host 'host' lends no share"),
+    ("an unknown host", change_plan(paths=[ORIGINAL, planned("tiny[0:1] > x[1:2] > logits")]), PlanError, "'x', which has no provider"),
+    ("blocks a host has not", change_plan(paths=[ORIGINAL, planned("tiny[0:1] > host[1:9] > logits")]), PlanError, "has 6"),
+    ("another number of blocks", change_plan(num_blocks=5, paths=[planned("tiny[0:5]")]), PlanError, "has 6"),
+    ("an unknown local service", change_plan(local="x"), PlanError, "'x', which has no provider"),
+    ("a service without a provider", change_plan(placement={"tiny": "alpha"}), PlanError, "'host', which has no provider"),
+    ("a share of nobody", change_plan(kappa={"x": 0.5}), PlanError, "'x', which has no provider"),
+    ("a host without a share", change_plan(kappa={}), PlanError, "borrows from 'host', whose kappa is not a share"),
+    ("a share of nothing", change_plan(kappa={"host": 0}), PlanError, "borrows from 'host', whose kappa is not a share"),
     ("no service.json", remove(f"{HOST_FOLDER}/service.json"), ServiceError, "is not a service folder"),
     ("half a service.json", overwrite(f"{HOST_FOLDER}/service.json", "{"), ServiceError, "service.json is malformed"),
 ]
@@ -166,7 +165,7 @@ def test_links_of_another_path_are_not_taken_for_these(run_dir: Path, served_run
 
 def test_another_version_of_a_service_is_not_served(run_dir: Path, digits: DataSet) -> None:
     shutil.rmtree(run_dir / HOST_FOLDER)
-    make_tiny_service(HOST, digits, seed=9, widths=(16, 32, 48, 32, 32)).save(run_dir / HOST_FOLDER)
+    make_service(HOST, digits, seed=9).save(run_dir / HOST_FOLDER)
     before = tree_hash(run_dir)
     with pytest.raises(IntegrityError, match=r"service 'host' has content .*, the plan was made for .*; search again"):
         start("beta", run_dir)

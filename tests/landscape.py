@@ -1,0 +1,101 @@
+"""A smooth landscape of paths whose best plan is known, for tests of samplers."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from code_ray.greedy_sampler import GreedySampler
+from code_ray.objective import Objective, PaperObjective, PlanObjective
+from code_ray.path import InferencePath, original_path
+from code_ray.printed_sampler import PrintedSampler
+from code_ray.reward import Reward
+from code_ray.sampler import Proposal, Sampler, Stopping
+from code_ray.space import Candidate, enumerate_paths
+from code_ray.throughput import Limits, PathCost
+
+Name = Literal["gp", "constant", "random", "printed"]
+NAMES: tuple[Name, ...] = ("gp", "constant", "random", "printed")
+HOSTS = {"host": 6}
+A0 = 0.9
+BLOCK_SECONDS = 0.001 * np.array([0.6, 1.4, 1.1, 1.0, 0.7, 0.2])
+LIMITS = Limits({"local": 1.0, "host": 0.8}, 2.3)
+ORIGINAL = Candidate(original_path("local", 6), PathCost({"local": float(BLOCK_SECONDS.sum())}))
+PLAN = PlanObjective(ORIGINAL, A0, LIMITS, "local")
+PAPER = PaperObjective(ORIGINAL, A0, LIMITS, "local", Reward(A0 - 0.007))
+
+
+def cost(path: InferencePath) -> PathCost:
+    """Blocks and a little for each link, where it lives."""
+    seconds = {"local": 0.0}
+    for segment in path.segments:
+        seconds[segment.service] = seconds.get(segment.service, 0.0) + float(BLOCK_SECONDS[segment.start : segment.stop].sum())
+    home = path.hosts[0] if path.hosts else "local"
+    seconds[home] += 0.0001 * len(path.link_slots)
+    return PathCost(seconds)
+
+
+def accuracy(path: InferencePath) -> float:
+    """Smooth in the path's positions: what is skipped costs, host blocks of the same depth make up for most of it."""
+    lin = path.segments[-1].start if path.ends_in_head else 6
+    lost = 0.018 * (lin - path.lout) ** 1.2 + 0.01 * path.lout * (6 - lin) / 9
+    if path.hosts:
+        borrowed = path.segments[1]
+        gap = abs(borrowed.start - path.lout) + abs(borrowed.stop - lin)
+        lost *= 0.25 + 0.12 * gap
+    return float(A0 - lost)
+
+
+def accuracy_fit(path: InferencePath) -> float:
+    """Least-squares links lose more, the more they have to bridge."""
+    return A0 - 1.6 * (A0 - accuracy(path)) - 0.02
+
+
+CANDIDATES = [
+    c for c in (Candidate(p, cost(p)) for p in enumerate_paths("local", 6, HOSTS)) if c.cost.at("local") < ORIGINAL.cost.at("local")
+]
+BEST = PLAN.value({c.path: (c.cost, accuracy(c.path)) for c in CANDIDATES})
+PATIENT = Stopping(max_trainings=40, patience=40, epsilon=0.01)
+
+
+def sampler(
+    name: Name,
+    stopping: Stopping = PATIENT,
+    *,
+    candidates: list[Candidate] = CANDIDATES,
+    objective: Objective = PLAN,
+    screen: int = 6,
+    seed: int = 0,
+) -> Sampler:
+    if name == "printed":
+        return PrintedSampler(candidates, objective, stopping, HOSTS, seed=seed)
+    return GreedySampler(candidates, objective, stopping, HOSTS, predictor=name, screen=screen, seed=seed)
+
+
+def evaluate(of: Sampler, proposal: Proposal) -> None:
+    """Tell what the landscape measures."""
+    if proposal.fidelity == "fit":
+        of.tell(proposal, accuracy_fit(proposal.path))
+    else:
+        of.tell(proposal, accuracy(proposal.path), accuracy_fit(proposal.path))
+
+
+def ask(of: Sampler) -> Proposal:
+    proposal = of.ask()
+    assert proposal is not None
+    return proposal
+
+
+def run(of: Sampler) -> Iterator[Proposal]:
+    """Every proposal until the sampler stops, one at a time."""
+    while proposal := of.ask():
+        yield proposal
+        evaluate(of, proposal)
+    assert of.stopped_because is not None
+
+
+def trainings_until(of: Sampler, share: float) -> int:
+    for _ in run(of):
+        if PLAN.value(of.known) >= share * BEST:
+            return len(of.trained)
+    raise AssertionError(f"{of.stopped_because} before {share} of {BEST:.3f} was reached")
