@@ -75,6 +75,9 @@ def _features(path: InferencePath, names: list[str], hosts: Mapping[str, int]) -
         (lin - path.lout) / n,
         entry[0] if entry else 0.0,
         depth[-1] if depth else 0.0,
+        # How far off a link leads: links join boundaries of like depth best.
+        entry[0] - path.lout / n if entry else 0.0,
+        depth[-1] - lin / n if depth else 0.0,
         float(not path.hosts),
         float(not path.ends_in_head),
         0.0 if path.rank is None else 1 / (1 + math.log2(path.rank)),

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ def run_demo(config: Path, out: Path, count: int) -> None:
 def deployed(run_dir: Path) -> Iterator[str]:
     """A deployment of the plan in ``run_dir`` on a Ray of its own with one CPU a provider; yields its URL."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Serve gives its proxy 5 s to start, which a busy machine takes.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # The router and the clients use what the providers' two CPUs leave over.
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
@@ -166,7 +169,7 @@ def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float
     bare = statistics.median(rounds.bare_torch)
     all_measured = [m for measured in rounds.arms.values() for m in measured]
     vectors = {ORIGINAL: plan.inference_path(plan.paths[0])} | {p.id: plan.inference_path(p) for p in plan.paths[1:]}
-    pair_images = sum((m.paths for m in rounds.arms["pair"]), start=rounds.arms["pair"][0].paths.__class__())
+    pair_images = sum((m.paths for m in rounds.arms["pair"]), start=Counter[str]())
     return {
         "measured_ratio": _ratio(rounds, "pair", "original"),
         "predicted_ratio": rounds.planned["pair"] / rounds.planned["original"],

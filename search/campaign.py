@@ -49,6 +49,7 @@ class Campaign:
         self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
+        self._kept: Job | None = None
         self._replay()
 
     @property
@@ -56,8 +57,17 @@ class Campaign:
         """Whether every job is done or has failed."""
         return self._rest == [] and not self._in_flight
 
+    def nothing_to_do(self) -> bool:
+        """Whether the journal holds all there is to measure; a job found on the way is what ``ask`` hands out next."""
+        if self._kept is None:
+            self._kept = self.ask()
+        return self._kept is None and self.finished
+
     def ask(self) -> Job | None:
         """The next job; None where something in flight must come back first, or nothing is left."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            return kept
         if self.sampler.stopped_because is None:
             proposal = self.sampler.ask()
             if proposal is not None:

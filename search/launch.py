@@ -44,7 +44,8 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
         campaign = Campaign(prepare(config, inputs, run, say))
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
-    _run_on_tune(campaign, say)
+    if not campaign.nothing_to_do():
+        _run_on_tune(campaign, say)
     with _writing(out):
         return write_report(campaign, time.monotonic() - started)
 
