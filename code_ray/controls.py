@@ -57,6 +57,12 @@ def control_paths(path: InferencePath) -> dict[str, InferencePath]:
     return controls
 
 
+def with_trained_hosts(path: InferencePath) -> InferencePath:
+    """``path`` with every random host replaced by the one it stands for."""
+    segments = tuple(Segment(s.service.removesuffix(RANDOM_SUFFIX), s.start, s.stop) for s in path.segments)
+    return InferencePath(path.num_blocks, segments, path.rank)
+
+
 def _randomised(segment: Segment, local: str) -> Segment:
     return segment if segment.service == local else Segment(segment.service + RANDOM_SUFFIX, segment.start, segment.stop)
 

@@ -87,7 +87,7 @@ def leg_modules(leg: Leg, services: Mapping[str, Service], links: Mapping[str, L
 class LegRunner:
     """A leg made ready for inference in one execution mode.
 
-    Input and output are float32 in standard layout whatever the mode, so that legs of different modes meet.
+    Called, it gives float32 in standard layout on the CPU whatever the mode; ``run`` leaves its output as the mode made it.
     """
 
     def __init__(self, modules: Sequence[nn.Module], mode: ExecutionMode, device: str = "cpu") -> None:
@@ -95,10 +95,14 @@ class LegRunner:
         self.device = device
         self.module = optimise(nn.Sequential(*modules), mode).to(device)
 
-    @torch.inference_mode()
     def __call__(self, value: Tensor) -> Tensor:
+        return self.run(value).to("cpu", torch.float32).contiguous()
+
+    @torch.inference_mode()
+    def run(self, value: Tensor) -> Tensor:
+        """Output in the mode's number format and layout, on the runner's device."""
         output: Tensor = self.module(self.mode.cast(value.to(self.device)))
-        return output.to("cpu", torch.float32).contiguous()
+        return output
 
 
 class PathRunner:

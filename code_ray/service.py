@@ -134,6 +134,7 @@ class Service:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: _to_fp16(tensor) for name, tensor in self.blocks.state_dict().items()}
         save_file(state, folder / "weights.safetensors")
+        (folder / "weights.safetensors").chmod(0o644)  # safetensors writes for the owner alone, and wheels keep that
         (folder / "service.json").write_text(self.spec.model_dump_json(indent=1) + "\n")
 
 

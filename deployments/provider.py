@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 
 from code_ray.blocks import ExecutionMode
@@ -57,6 +58,7 @@ class Provider:
         mine = [path for _, path in paths if any(leg.provider == name for leg in walk(path, plan.placement))]
         self._services = own | {service: outline(spec, mine) for service, spec in specs.items() if service not in own}
         self._mode = options.execution_mode or _fastest_mode(next(iter(own.values())), self._device)
+        self._pack_seconds_per_byte = _measure_packing()
         self._legs: dict[str, HostedLeg] = {}
         for planned, path in paths:
             self._legs |= self._host(planned, path, store_dir, (options.batch_size,) if options.batch_size else BATCH_SIZES)
@@ -65,8 +67,8 @@ class Provider:
         logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._mode, len(self._legs))
 
     async def describe(self) -> ProviderReport:
-        """Execution mode, and per leg the seconds per image measured so far."""
-        legs = {key: LegReport(leg.seconds, leg.batch_size) for key, leg in self._legs.items()}
+        """Execution mode, and per leg the seconds per image measured so far, packing included."""
+        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._legs.items()}
         return ProviderReport(self._name, str(self._mode), legs)
 
     async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
@@ -100,20 +102,24 @@ class Provider:
     def _host(self, planned: PlannedPath, path: InferencePath, store_dir: Path, sizes: tuple[int, ...]) -> dict[str, HostedLeg]:
         hosted = {}
         before: Leg | None = None
-        for index, leg in enumerate(walk(path, self._plan.placement)):
+        legs = walk(path, self._plan.placement)
+        for index, leg in enumerate(legs):
             if leg.provider == self._name:
                 links = load_leg_links(leg, path, planned, self._services, store_dir)
                 runner = LegRunner(leg_modules(leg, self._services, links), self._mode, self._device)
+                last = index == len(legs) - 1
                 if before is None:
                     preprocessing = self._services[path.local].spec.preprocessing
-                    call, shape = _from_images(runner, preprocessing), preprocessing.image_shape
+                    call, shape = _from_images(runner, preprocessing, last), preprocessing.image_shape
                     example: Array = np.zeros((max(sizes), *shape), np.uint8)
                 else:
-                    call, shape = _from_activations(runner), leg_out_shape(before, path, self._services)
-                    example = np.random.default_rng(0).random((max(sizes), *shape), np.float32)
+                    call, shape = _from_activations(runner, last), leg_out_shape(before, path, self._services)
+                    example = to_wire(self._mode.cast(torch.rand(max(sizes), *shape)))
                 seconds, size = _fastest_size(call, example, sizes)
                 guest = self._plan.placement[path.local] != self._name
-                hosted[leg_key(planned.id, index)] = HostedLeg(call, shape, guest, index, size, seconds)
+                hop_bytes = example[:1].nbytes + call(example[:1]).nbytes
+                packing = hop_bytes * self._pack_seconds_per_byte
+                hosted[leg_key(planned.id, index)] = HostedLeg(call, shape, guest, index, size, seconds, packing)
             before = leg
         return hosted
 
@@ -137,12 +143,36 @@ def _load_own_services(name: str, plan: Plan, store_dir: Path) -> dict[str, Serv
     return services
 
 
-def _from_images(runner: LegRunner, preprocessing: Preprocessing) -> Callable[[Array], Array]:
-    return lambda images: runner(preprocessing.apply(images)).numpy()
+def to_wire(value: torch.Tensor) -> Array:
+    """An activation as numpy carries it between legs: bfloat16, which numpy does not know, as its bits in int16."""
+    value = value.cpu().contiguous()
+    return value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
 
 
-def _from_activations(runner: LegRunner) -> Callable[[Array], Array]:
-    return lambda value: runner(torch.from_numpy(value)).numpy()
+def from_wire(value: Array) -> torch.Tensor:
+    """The tensor that ``to_wire`` was given."""
+    tensor = torch.from_numpy(value)
+    return tensor.view(torch.bfloat16) if value.dtype == np.int16 else tensor
+
+
+def _from_images(runner: LegRunner, preprocessing: Preprocessing, last: bool) -> Callable[[Array], Array]:
+    return lambda images: _output(runner, preprocessing.apply(images), last)
+
+
+def _from_activations(runner: LegRunner, last: bool) -> Callable[[Array], Array]:
+    return lambda value: _output(runner, from_wire(value), last)
+
+
+def _output(runner: LegRunner, value: torch.Tensor, last: bool) -> Array:
+    """Logits as float32; what goes on to another leg as the mode made it: half the bytes where that is bfloat16."""
+    output: Array = runner(value).numpy() if last else to_wire(runner.run(value))
+    return output
+
+
+def _measure_packing(size: int = 8 << 20) -> float:
+    """Seconds a byte for one end of a hop: half of what an array costs into Ray's object store and out again."""
+    value = np.ones(size, np.uint8)
+    return median_seconds(lambda: np.array(ray.get(ray.put(value))), REPEATS) / (2 * size)
 
 
 def _fastest_mode(service: Service, device: str) -> ExecutionMode:

@@ -32,7 +32,8 @@ SMOOTHING = 0.1
 class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
-    ``guest``: the path belongs to another provider's service. ``seconds``: per image, a running mean.
+    ``guest``: the path belongs to another provider's service. Per image: ``seconds`` of compute, a running mean, and ``packing``,
+    seconds to take the input out of a message and put the output into one.
     """
 
     call: Callable[[Array], Array]
@@ -41,6 +42,7 @@ class HostedLeg:
     position: int
     batch_size: int
     seconds: float
+    packing: float = 0.0
 
 
 @dataclass

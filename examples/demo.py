@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from code_ray.artifact import RunDirectory, write_text
+from code_ray.blocks import ExecutionMode
 from code_ray.client import Client
 from code_ray.data import load_data
 from code_ray.errors import CodeRayError, DeploymentError
 from code_ray.plan import Plan, read_plan
 from code_ray.policy import ORIGINAL
-from code_ray.profiling import Execution, Profile, median_seconds
+from code_ray.profiling import BATCH_SIZES, Profile, median_seconds
 from code_ray.runner import LegRunner
+from code_ray.service import Service
 from code_ray.zoo import get_service
 from deployments import build_app
 from deployments.config import AppOptions, RouterSettings
@@ -97,6 +100,7 @@ def deployed(run_dir: Path) -> Iterator[str]:
     # Serve gives its proxy 5 s to start, which a busy machine takes.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     # The router and the clients use what the providers' two CPUs leave over.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         port = _free_port()
@@ -104,8 +108,7 @@ def deployed(run_dir: Path) -> Iterator[str]:
         serve.run(build_app(AppOptions(run_dir=run_dir)), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def measure(plan: Plan, run: RunDirectory, count: int) -> Rounds:
@@ -119,7 +122,7 @@ async def _load(plan: Plan, run: RunDirectory, url: str, count: int) -> Rounds:
     profile = Profile.model_validate_json(run.profile_file.read_text())
     data = load_data(json.loads(run.config_file.read_text())["data"])
     load = Load(url, plan.local, data.test, REQUEST_IMAGES, IN_FLIGHT)
-    bare = bare_torch(plan.local, profile.executions[plan.local], data.test.images)
+    bare = bare_torch(plan.local, profile.executions[plan.local].mode, data.test.images)
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rounds = Rounds()
     for number in range(count):
@@ -150,17 +153,21 @@ def _planned(url: str, service: str) -> float:
         return float(sum(path["images_per_second"] for path in client.metadata(service)["parameters"]["paths"]))
 
 
-def bare_torch(service_name: str, execution: Execution, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Callable[[], float]:
-    """A function that gives images a second of the local model in this process: its best mode and batch size, one thread."""
+def bare_torch(service_name: str, mode: ExecutionMode, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Callable[[], float]:
+    """A function that gives images a second of the local model in this process, one thread, at its best batch size."""
     service = get_service(service_name)
-    runner = LegRunner(list(service.blocks), execution.mode)
-    batch = images[: execution.batch_size]
+    runner = LegRunner(list(service.blocks), mode)
 
     def rate() -> float:
         torch.set_num_threads(1)
-        return len(batch) / median_seconds(lambda: runner(service.preprocess(batch)), repeats=max(10, 2000 // len(batch)))
+        batches = [images[:size] for size in BATCH_SIZES]
+        return max(len(batch) / median_seconds(partial(_classify, service, runner, batch), repeats=9) for batch in batches)
 
     return rate
+
+
+def _classify(service: Service, runner: LegRunner, batch: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    return runner(service.preprocess(batch))
 
 
 def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -174,9 +181,9 @@ def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float
         "measured_ratio": _ratio(rounds, "pair", "original"),
         "predicted_ratio": rounds.planned["pair"] / rounds.planned["original"],
         "host_value": _ratio(rounds, "pair", "host_free"),
-        "average_accuracy_loss_points": 100 * (arms["original"]["accuracy"] - arms["pair"]["accuracy"]),
+        "average_accuracy_loss_points": _loss_points(rounds, "pair"),
         **arms,
-        "host_free_average_accuracy_loss_points": 100 * (arms["original"]["accuracy"] - arms["host_free"]["accuracy"]),
+        "host_free_average_accuracy_loss_points": _loss_points(rounds, "host_free"),
         "loss_limit_points": plan.loss_points,
         "pair_paths": [
             {"kind": vectors[i].kind, "vector": list(vectors[i].vector), "share_of_images": n / pair_images.total()}
@@ -204,11 +211,19 @@ def _ratio(rounds: Rounds, above: str, below: str) -> float:
     return statistics.median(a.images_per_second / b.images_per_second for a, b in pairs)
 
 
+def _loss_points(rounds: Rounds, arm: str) -> float:
+    """What an arm's answers lose against the original's answers to the same images, in points."""
+    answered = sum(m.answered for m in rounds.arms["original"])
+    original = sum(m.right for m in rounds.arms["original"]) / np.maximum(answered, 1)
+    lost = sum(float(((m.answered * original - m.right) * (answered > 0)).sum()) for m in rounds.arms[arm])
+    return 100 * lost / sum(float((m.answered * (answered > 0)).sum()) for m in rounds.arms[arm])
+
+
 def _summarise_arm(measured: list[Measured]) -> dict[str, float]:
     latencies_ms = 1e3 * np.concatenate([m.latencies for m in measured])
     return {
         "images_per_second": statistics.median(m.images_per_second for m in measured),
-        "accuracy": sum(m.hits for m in measured) / sum(m.images for m in measured),
+        "accuracy": float(sum(m.right.sum() for m in measured)) / sum(m.images for m in measured),
         "p50_ms": float(np.percentile(latencies_ms, 50)),
         "p99_ms": float(np.percentile(latencies_ms, 99)),
     }

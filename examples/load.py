@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import numpy as np
+import numpy.typing as npt
 
 from code_ray.data import Split
 from code_ray.errors import RequestError
@@ -19,14 +20,20 @@ WARM_UP_S = 1.5
 
 @dataclass
 class Measured:
-    """One stretch of load. ``latencies`` in seconds, one a request; ``paths`` images by path id."""
+    """One stretch of load. ``latencies`` in seconds, one a request; ``paths`` images by path id; ``answered`` and ``right`` count
+    the answers, and the right ones, by image of the split.
+    """
 
-    images: int = 0
-    hits: int = 0
+    answered: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
     failed: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     paths: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def images(self) -> int:
+        return int(self.answered.sum())
 
     @property
     def images_per_second(self) -> float:
@@ -41,14 +48,14 @@ class Load:
         self._in_flight = in_flight
         count = len(split) // request_images
         slices = [slice(i * request_images, (i + 1) * request_images) for i in range(count)]
+        self._split = split
         # Bodies are made beforehand: the clients share the servers' cores.
-        self._requests = [(*encode_request(split.images[s]), np.asarray(split.labels[s])) for s in slices]
-        self._names: list[str] = []
+        self._requests = [(*encode_request(split.images[s]), s) for s in slices]
         self._next = 0
 
     async def run(self, seconds: float, labels: tuple[str, ...]) -> Measured:
         """Load for ``seconds`` after a warm-up; only answers that arrive within that time count."""
-        measured = Measured()
+        measured = Measured(*np.zeros((2, len(self._split)), np.int64))
         begin = time.monotonic() + WARM_UP_S
         end = begin + seconds
         timeout = aiohttp.ClientTimeout(total=60)
@@ -61,7 +68,7 @@ class Load:
         self, session: aiohttp.ClientSession, begin: float, end: float, labels: tuple[str, ...], measured: Measured
     ) -> None:
         while (started := time.monotonic()) < end:
-            body, headers, truth = self._requests[self._next % len(self._requests)]
+            body, headers, images = self._requests[self._next % len(self._requests)]
             self._next += 1
             answer = await self._send(session, body, headers)
             finished = time.monotonic()
@@ -69,8 +76,9 @@ class Load:
                 measured.failed += 1
             elif begin <= finished < end:
                 names, path = answer
-                measured.images += len(truth)
-                measured.hits += sum(name == labels[label] for name, label in zip(names, truth, strict=True))
+                truth = [labels[label] for label in self._split.labels[images]]
+                measured.answered[images] += 1
+                measured.right[images] += np.array(names) == np.array(truth)
                 measured.latencies.append(finished - started)
                 measured.paths[path] += len(truth)
 

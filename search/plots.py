@@ -13,41 +13,57 @@ matplotlib.use("Agg")
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 from code_ray.path import InferencePath
 from code_ray.service import Service
 from search.problem import Problem
 
 COLOURS = {"cross": "#0b6e4f", "skip": "#c05621", "exit": "#8b5cf6", "probe": "#2b6cb0", "original": "#333333"}
+ARM_COLOURS = {"host_free": "#c05621", "mixture": "#0b6e4f", "mixture_lout_1": "#7fb8a0", "probe": "#2b6cb0"}
 CONTROL_MARKS = {"random_host": "x", "links_only": "+", "skip": "s"}
 
 
-def draw_pareto(problem: Problem, table: pd.DataFrame, arms: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Throughput ratio against average-accuracy loss: every trained path beside the original, arms and controls marked."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+def draw_pareto(
+    problem: Problem,
+    table: pd.DataFrame,
+    arms: Mapping[str, Mapping[str, Any]],
+    frontiers: Mapping[str, tuple[list[float], list[float]]],
+    file: Path,
+) -> None:
+    """Throughput ratio against average-accuracy loss. Lines: each arm as the loss limit grows; circles: at the run's limit;
+    dots and marks: the original with one path, or one control, at maximum offload.
+    """
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for name, (ratios, losses) in frontiers.items():
+        axes.plot(ratios, losses, color=ARM_COLOURS[name], linewidth=1.6, label=f"arm: {_readable(name)}")
     trained = table[table.fidelity == "trained"]
     for kind, group in trained[trained.role == "search"].groupby("kind"):
-        axes.scatter(group.pair_throughput_ratio, group.pair_loss_points, s=28, color=COLOURS[str(kind)], label=f"original + one {kind}")
+        axes.scatter(group.pair_throughput_ratio, group.pair_loss_points, s=24, color=COLOURS[str(kind)], label=f"original + one {kind}")
     for role, mark in CONTROL_MARKS.items():
-        group = trained[(trained.role == role) & trained.pair_throughput_ratio.notna()]
+        group = trained[trained.role == role]
         if len(group):
-            axes.scatter(group.pair_throughput_ratio, group.pair_loss_points, s=70, marker=mark, color="#b91c1c", label=f"control: {role}")
-    for name, arm in arms.items():
-        axes.scatter(arm["throughput_ratio"], arm["average_accuracy_loss_points"], s=90, facecolors="none", edgecolors="black")
-        axes.annotate(
-            name.replace("_", " "),
-            (arm["throughput_ratio"], arm["average_accuracy_loss_points"]),
-            xytext=(6, 6),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.axhline(problem.config.loss_points, color="grey", linestyle=":", linewidth=1)
-    axes.annotate("loss limit", (axes.get_xlim()[0], problem.config.loss_points), fontsize=8, va="bottom")
+            label = f"control: {_readable(role)}"
+            axes.scatter(group.pair_throughput_ratio, group.pair_loss_points, s=70, marker=mark, color="#b91c1c", label=label)
+    for name in ("original", "host_free", "mixture", "replica"):
+        point = arms[name]["throughput_ratio"], arms[name]["average_accuracy_loss_points"]
+        axes.scatter(*point, s=90, facecolors="none", edgecolors="black", zorder=4)
+        axes.annotate(_readable(name), point, xytext=(7, 5), textcoords="offset points", fontsize=8)
+    limit = problem.config.loss_points
+    axes.axhline(limit, color="grey", linestyle=":", linewidth=1, label=f"loss limit of this run, {limit:g} points")
+    # An exit after the first block serves dozens of times as much at a loss nobody wants: it stays outside.
+    fastest = max([arms["replica"]["throughput_ratio"], *(ratios[-1] for ratios, _ in frontiers.values())])
+    axes.set_xlim(0.9, 1.1 * fastest)
+    highest = max(losses[-1] for _, losses in frontiers.values())
+    axes.set_ylim(-0.25, max(highest, 2 * limit, 1.0) * 1.6)
     axes.set(xlabel="throughput / original alone (by the linear programme)", ylabel="average-accuracy loss, points (validation)")
-    if len(trained):
-        axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def _readable(name: str) -> str:
+    return "mixture without raw inputs" if name == "mixture_lout_1" else name.replace("_", " ")
 
 
 def draw_trace(table: pd.DataFrame, file: Path) -> None:
@@ -59,9 +75,11 @@ def draw_trace(table: pd.DataFrame, file: Path) -> None:
         axes.scatter(group.index + 1, 100 * group.accuracy, color=COLOURS[str(kind)], label=str(kind), zorder=3)
     for index, row in trace.iterrows():
         axes.annotate(
-            row.vector, (float(str(index)) + 1, 100 * row.accuracy), xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center"
+            row.vector, (float(str(index)) + 1, 100 * row.accuracy), xytext=(0, 8), textcoords="offset points", fontsize=7, ha="center"
         )
-    axes.set(xlabel="full training", ylabel="validation accuracy, % (from least squares to trained)")
+    axes.margins(x=0.08, y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="full training", ylabel="validation accuracy, %\n(from least squares to trained)")
     if len(trace):
         axes.legend(fontsize=8)
     figure.savefig(file, dpi=120)

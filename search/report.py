@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from code_ray.artifact import RunDirectory, write_text
+from code_ray.controls import control_paths, with_trained_hosts
 from code_ray.errors import ArtifactError
 from code_ray.objective import PaperObjective
 from code_ray.path import InferencePath
@@ -18,7 +19,7 @@ from code_ray.throughput import cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.plots import draw_pareto, draw_path, draw_trace
 from search.problem import Problem
-from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, make_plan, measure_test, replica_summary, test_loss
+from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, frontiers, make_plan, measure_test, replica_summary, test_loss
 
 
 def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     table.to_csv(run.evaluations_file, index=False)
     write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
     draw_trace(table, run.picture_file("search_trace"))
-    draw_pareto(problem, table, result["arms"], run.picture_file("pareto"))
+    draw_pareto(problem, table, result["arms"], frontiers(problem, known), run.picture_file("pareto"))
     draw_path(_leading_path(arm), problem.services, run.picture_file("winning_path"))
     write_text(run.result_file, json.dumps(result, indent=1) + "\n")
     return result
@@ -87,14 +88,15 @@ def verdict(arm: Arm) -> str:
 
 
 def evaluations_table(campaign: Campaign) -> pd.DataFrame:
-    """One row an evaluation, in the order they were measured."""
+    """One row an evaluation, in the order they were measured; ``pair_*`` is the original with that path at maximum offload."""
     problem = campaign.problem
     rows = []
     for job, record in campaign.records.items():
-        cost = problem.profile.cost(job.path, problem.services) if set(job.path.hosts) <= set(problem.services) else None
+        # A random host does the same work as the one it stands for.
+        cost = problem.profile.cost(with_trained_hosts(job.path), problem.services)
         provider = problem.objective.local_provider
-        arm = best_arm(problem, {job.path: (cost, record["accuracy"])}) if cost else None
-        tau_l, tau_h = (cost.at(provider), cost.elsewhere(provider)) if cost else (np.nan, np.nan)
+        arm = best_arm(problem, {job.path: (cost, record["accuracy"])}, loss_points=100.0)
+        tau_l, tau_h = cost.at(provider), cost.elsewhere(provider)
         rows.append(
             {
                 **job.to_config(),
@@ -106,9 +108,9 @@ def evaluations_table(campaign: Campaign) -> pd.DataFrame:
                 "loss_points": 100 * (problem.accuracy_original - record["accuracy"]),
                 "tau_local_ms": 1e3 * tau_l,
                 "tau_host_ms": 1e3 * tau_h,
-                "host_efficiency": host_efficiency(problem.objective.original_seconds, tau_l, tau_h) if cost else np.nan,
-                "pair_throughput_ratio": arm.throughput_ratio if arm else np.nan,
-                "pair_loss_points": arm.loss_points if arm else np.nan,
+                "host_efficiency": host_efficiency(problem.objective.original_seconds, tau_l, tau_h),
+                "pair_throughput_ratio": arm.throughput_ratio,
+                "pair_loss_points": arm.loss_points,
                 "seconds": record["seconds"],
             }
         )
@@ -167,8 +169,6 @@ def _test_summary(arm: Arm, hits: Any) -> dict[str, float]:
 
 def _controls(campaign: Campaign) -> dict[str, dict[str, float] | None]:
     """Accuracy of each control of the leading cross path beside that path's own, all on validation."""
-    from code_ray.controls import control_paths
-
     cross = campaign.leading_cross()
     if cross is None:
         return {"random_host": None, "links_only": None, "skip": None}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from code_ray.links import Link
-from code_ray.objective import Known, PaperObjective
+from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id
 from code_ray.runner import walk
@@ -40,9 +40,12 @@ class Arm:
         }
 
 
-def best_arm(problem: Problem, known: Known) -> Arm:
-    """The best mixture of the original and ``known``."""
+def best_arm(problem: Problem, known: Known, loss_points: float | None = None) -> Arm:
+    """The best mixture of the original and ``known`` under the run's loss limit, or another one."""
     objective = problem.plan_objective
+    if loss_points is not None:
+        limits = replace(objective.limits, loss_points=loss_points)
+        objective = PlanObjective(objective.original, objective.accuracy_original, limits, objective.local_provider)
     mixture = objective.mixture(known)
     accuracies = [problem.accuracy_original, *(accuracy for _, accuracy in known.values())]
     return Arm(
@@ -57,15 +60,32 @@ def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
     """The rivals in one space (DESIGN 4): each the best mixture of the original and some kinds of paths."""
     crosses = {path: entry for path, entry in known.items() if path.kind == "cross"}
     pairs = [best_arm(problem, {path: entry}) for path, entry in crosses.items()]
-    arms = {
+    groups = arm_groups(known)
+    return {
         "original": best_arm(problem, {}),
-        "host_free": best_arm(problem, {p: e for p, e in known.items() if not p.hosts}),
         "paper_pair": max(pairs, key=lambda arm: arm.throughput_ratio, default=best_arm(problem, {})),
-        "mixture": best_arm(problem, known),
-        "mixture_lout_1": best_arm(problem, {p: e for p, e in known.items() if p.lout >= 1 or not p.hosts}),
-        "probe": best_arm(problem, {p: e for p, e in known.items() if p.kind == "probe"}),
+        **{name: best_arm(problem, group) for name, group in groups.items()},
     }
-    return arms
+
+
+def arm_groups(known: Known) -> dict[str, Known]:
+    """The paths that each mixed arm may use."""
+    return {
+        "host_free": {p: e for p, e in known.items() if not p.hosts},
+        "mixture": known,
+        "mixture_lout_1": {p: e for p, e in known.items() if p.lout >= 1 or not p.hosts},
+        "probe": {p: e for p, e in known.items() if p.kind == "probe"},
+    }
+
+
+def frontiers(problem: Problem, known: Known) -> dict[str, tuple[list[float], list[float]]]:
+    """Throughput ratios and losses of each mixed arm as the loss limit grows: what more accuracy given up would buy."""
+    limits = np.linspace(0.0, max(3.0, 1.5 * problem.config.loss_points), 31)
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name, group in arm_groups(known).items():
+        arms = [best_arm(problem, group, float(limit)) for limit in limits]
+        found[name] = ([arm.throughput_ratio for arm in arms], [arm.loss_points for arm in arms])
+    return found
 
 
 def replica_summary(problem: Problem) -> dict[str, Any]:

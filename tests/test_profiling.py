@@ -42,6 +42,11 @@ def profile(tiny_services: dict[str, Service]) -> Profile:
     return measure_profile(PATHS.values(), tiny_services, PLACEMENT, batch_sizes=(8,))
 
 
+def width(profile: Profile, sender: str) -> int:
+    """Bytes of a value in the number format in which ``sender`` computes."""
+    return {"float32": 4, "bfloat16": 2}[profile.mode_of(sender).dtype]
+
+
 def sizes(services: dict[str, Service], name: str, position: int) -> int:
     """Values per sample at a boundary."""
     return int(torch.Size(services[name].boundaries[position].shape).numel())
@@ -99,7 +104,7 @@ def test_a_skip_costs_what_is_left_and_its_link(profile: Profile, tiny_services:
 
 def test_a_cross_costs_blocks_links_and_packing_at_both_ends(profile: Profile, tiny_services: dict[str, Service]) -> None:
     cost = profile.cost(PATHS["cross"], tiny_services)
-    there, back = 4 * sizes(tiny_services, "tiny", 1), 4 * sizes(tiny_services, "tiny", 5)
+    there, back = width(profile, "a") * sizes(tiny_services, "tiny", 1), width(profile, "b") * sizes(tiny_services, "tiny", 5)
     packing = (there + back) * profile.pack_seconds_per_byte
     local, host = profile.block_seconds["tiny"], profile.block_seconds["host"]
     assert cost.payload_bytes == {("a", "b"): there, ("b", "a"): back}
@@ -112,7 +117,7 @@ def test_a_cross_costs_blocks_links_and_packing_at_both_ends(profile: Profile, t
 
 def test_raw_images_cross_as_a_byte_a_value(profile: Profile, tiny_services: dict[str, Service]) -> None:
     cost = profile.cost(PATHS["raw cross"], tiny_services)
-    there, back = 28 * 28, 4 * sizes(tiny_services, "tiny", 5)
+    there, back = 28 * 28, width(profile, "b") * sizes(tiny_services, "tiny", 5)
     assert cost.payload_bytes == {("a", "b"): there, ("b", "a"): back}
     assert cost.at("a") == pytest.approx(profile.block_seconds["tiny"][5] + (there + back) * profile.pack_seconds_per_byte)
 
@@ -121,9 +126,9 @@ def test_a_path_over_two_hosts_has_three_edges(profile: Profile, tiny_services: 
     cost = profile.cost(PATHS["two hosts"], tiny_services)
     # A hop carries what its sender's last block made: links wait at the host they enter.
     assert cost.payload_bytes == {
-        ("a", "b"): 4 * sizes(tiny_services, "tiny", 1),
-        ("b", "c"): 4 * sizes(tiny_services, "host", 4),
-        ("c", "a"): 4 * sizes(tiny_services, "tiny", 5),
+        ("a", "b"): width(profile, "a") * sizes(tiny_services, "tiny", 1),
+        ("b", "c"): width(profile, "b") * sizes(tiny_services, "host", 4),
+        ("c", "a"): width(profile, "c") * sizes(tiny_services, "tiny", 5),
     }
     first, last, back = cost.payload_bytes.values()
     assert cost.at("c") == pytest.approx(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from landscape import A0, CANDIDATES, NAMES, PLAN, Name, accuracy, accuracy_fit, ask, cost, evaluate, run, sampler, trainings_until
 
+from code_ray.greedy_sampler import LEFT_AFTER_TRAINING
 from code_ray.path import InferencePath
 from code_ray.sampler import Proposal, Stopping
 
@@ -165,8 +166,7 @@ def test_the_repaired_sampler_chooses_from_all_it_trained() -> None:
 
 def test_the_first_trainings_are_the_best_screened_path_with_a_host_and_the_two_best_without() -> None:
     proposals = list(islice(run(sampler("gp", screen=24)), 27))
-    # Training is taken to leave half of what least-squares links lose.
-    reached = {p.path: (cost(p.path), A0 - (A0 - accuracy_fit(p.path)) / 2) for p in proposals[:24]}
+    reached = {p.path: (cost(p.path), A0 - LEFT_AFTER_TRAINING[p.path.ends_in_head] * (A0 - accuracy_fit(p.path))) for p in proposals[:24]}
 
     def best(hosted: bool, beside: list[InferencePath]) -> InferencePath:
         group = [path for path in reached if bool(path.hosts) == hosted and path not in beside]
