@@ -49,6 +49,7 @@ class HostedLeg:
 class _Job:
     value: Array
     future: Future[Array]
+    arrived: float
     started: int = 0
     parts: list[Array] = field(default_factory=list)
 
@@ -61,8 +62,7 @@ class LegWorker:
     """Runs legs one chunk at a time in a thread of its own."""
 
     def __init__(self, legs: Mapping[str, HostedLeg], bucket: ComputeBucket, max_queue_s: float, threads: int) -> None:
-        # In order of service: own before guests', later legs first.
-        self._legs = dict(sorted(legs.items(), key=lambda item: (item[1].guest, -item[1].position)))
+        self._legs = dict(legs)
         self._queues: dict[str, deque[_Job]] = {key: deque() for key in self._legs}
         self._bucket = bucket
         self._max_queue_s = max_queue_s
@@ -83,7 +83,7 @@ class LegWorker:
                     return Refusal("the share of this server that is lent is used up", wait)
             elif self._promised[False] > self._max_queue_s:
                 return Refusal("this server's queue is full", self._promised[False] - self._max_queue_s)
-            job = _Job(value, Future())
+            job = _Job(value, Future(), time.monotonic())
             self._promised[leg.guest] += seconds
             self._queues[key].append(job)
             self._condition.notify()
@@ -113,28 +113,36 @@ class LegWorker:
 
     def _take(self) -> tuple[HostedLeg, list[tuple[_Job, Array]]] | None:
         """The next chunk: pieces of one leg's jobs, at most its batch size unless one job alone is cut."""
-        for key, queue in self._queues.items():
-            pieces: list[tuple[_Job, Array]] = []
-            leg = self._legs[key]
-            room = leg.batch_size
-            while queue and room > 0:
-                job = queue[0]
-                if job.future.done():  # its caller has given up, or an earlier chunk failed
-                    queue.popleft()
-                    continue
-                # A job that fits into a chunk of its own is not cut to fill this one. Numbers of another type mean other
-                # pixels (uint8 0..255, float32 0..1): together they would be converted to one type.
-                if pieces and (room < job.waiting <= leg.batch_size or job.value.dtype != pieces[0][1].dtype):
-                    break
-                count = min(job.waiting, room)
-                pieces.append((job, job.value[job.started : job.started + count]))
-                job.started += count
-                room -= count
-                if job.waiting == 0:
-                    queue.popleft()
-            if pieces:
-                return leg, pieces
-        return None
+        for queue in self._queues.values():
+            while queue and queue[0].future.done():  # its caller has given up, or an earlier chunk failed
+                queue.popleft()
+        waiting = [key for key, queue in self._queues.items() if queue]
+        if not waiting:
+            return None
+        key = min(waiting, key=self._turn)
+        leg, queue = self._legs[key], self._queues[key]
+        pieces: list[tuple[_Job, Array]] = []
+        room = leg.batch_size
+        while queue and room > 0:
+            job = queue[0]
+            if job.future.done():
+                queue.popleft()
+                continue
+            # A job that fits into a chunk of its own is not cut to fill this one. Numbers of another type mean other pixels
+            # (uint8 0..255, float32 0..1): together they would be converted to one type.
+            if pieces and (room < job.waiting <= leg.batch_size or job.value.dtype != pieces[0][1].dtype):
+                break
+            count = min(job.waiting, room)
+            pieces.append((job, job.value[job.started : job.started + count]))
+            job.started += count
+            room -= count
+            if job.waiting == 0:
+                queue.popleft()
+        return leg, pieces
+
+    def _turn(self, key: str) -> tuple[bool, int, float]:
+        """Order of service: own before guests', later legs first, else whoever has waited longest."""
+        return self._legs[key].guest, -self._legs[key].position, self._queues[key][0].arrived
 
     def _execute(self, leg: HostedLeg, pieces: list[tuple[_Job, Array]]) -> None:
         batch = pieces[0][1] if len(pieces) == 1 else np.concatenate([piece for _, piece in pieces])

@@ -108,7 +108,7 @@ def deployed(run_dir: Path) -> Iterator[str]:
         serve.run(build_app(AppOptions(run_dir=run_dir)), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def measure(plan: Plan, run: RunDirectory, count: int) -> Rounds:
