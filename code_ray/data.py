@@ -14,6 +14,7 @@ selects on, test is touched once (DESIGN 2.5).
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,8 +141,9 @@ def _read_idx(file: Path, dimensions: int) -> UInt8Array:
     except (OSError, EOFError) as error:
         raise DataError(f"{file} cannot be read ({error}); install or download the data set again") from error
     start = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
+    is_whole = len(content) >= start and content[:4] == bytes((0, 0, 8, dimensions))
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4")) if is_whole else ()
+    if not is_whole or len(content) != start + math.prod(shape):
         raise DataError(f"{file} is not an idx file of {dimensions} dimensions; install or download the data set again")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 

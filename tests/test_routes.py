@@ -2,9 +2,10 @@
 
 import pytest
 
-from code_ray.errors import ConfigError, PlanError
+from code_ray.errors import ConfigError, PlanError, RequestError
 from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.plan import Plan, PlannedPath
+from code_ray.policy import RatePolicy
 from deployments.routes import Hop, LegReport, ProviderReport, Route, check_use, hosted_paths, make_routes, solve_rates
 
 BLOCKS = {"tiny": 6, "host": 6}
@@ -99,15 +100,15 @@ def test_a_route_is_up_when_every_leg_is(provider: str, key: str) -> None:
 def test_rates_solve_the_programme_with_the_times_of_the_spot() -> None:
     # The cross alone: the host lends half, so 100 images a second; they leave 0.7 of the home server to the original.
     rates = solve_rates(TINY, PLAN, reports(SECONDS), ["c1"])
-    assert rates == pytest.approx({"original": 70.0, "c1": 100.0, "s1": 0.0, "r1": 0.0})
+    assert rates == pytest.approx({"original": 70.0, "c1": 100.0})
     twice_as_slow = SECONDS | {"away": SECONDS["away"] | {"c1:1": 0.010}}
     rates = solve_rates(TINY, PLAN, reports(twice_as_slow), ["c1"])
-    assert rates == pytest.approx({"original": 85.0, "c1": 50.0, "s1": 0.0, "r1": 0.0})
+    assert rates == pytest.approx({"original": 85.0, "c1": 50.0})
 
 
 def test_kappa_and_the_loss_limit_come_from_the_plan() -> None:
     generous = solve_rates(TINY, make_plan(kappa=1.0), reports(SECONDS), ["c1"])
-    assert generous == pytest.approx({"original": 40.0, "c1": 200.0, "s1": 0.0, "r1": 0.0})
+    assert generous == pytest.approx({"original": 40.0, "c1": 200.0})
     # At most a quarter of the images may lose two points.
     strict = solve_rates(TINY, make_plan(loss_points=0.5), reports(SECONDS), ["c1"])
     assert strict["c1"] / sum(strict.values()) == pytest.approx(0.25)
@@ -124,7 +125,11 @@ def test_all_paths_together_keep_every_limit_and_beat_each_alone() -> None:
 
 
 def test_an_operator_can_keep_to_the_original() -> None:
-    assert solve_rates(TINY, PLAN, reports(SECONDS), []) == pytest.approx({"original": 100.0, "c1": 0.0, "s1": 0.0, "r1": 0.0})
+    rates = solve_rates(TINY, PLAN, reports(SECONDS), [])
+    assert rates == pytest.approx({"original": 100.0})
+    # Nor can a request ask for a path that is left out.
+    with pytest.raises(RequestError, match="path 'c1' is not one that may be used; there are: original"):
+        RatePolicy(rates).choose(1, 0.0, pinned="c1")
 
 
 def test_without_the_host_its_paths_get_nothing() -> None:
