@@ -167,8 +167,10 @@ def test_a_body_of_200_mb_is_refused_and_not_held(announced: bool, url: str) -> 
     response = httpx.post(f"{url}{INFER}", content=stream(size), headers=headers, timeout=120, trust_env=False)
     assert response.status_code == 413
     assert "send fewer images a request" in response.json()["error"]
+    # Serve hands chunks on in bursts, as large as what came in meanwhile: how large depends on the load. Held whole it would
+    # be the body at least, and once more where its chunks are joined.
     for process in processes:
-        assert peak_bytes(process) - before[process] < 64 << 20
+        assert peak_bytes(process) - before[process] < size * 3 // 4
 
 
 @pytest.mark.parametrize("sent", [b"", b"{" * 100])
