@@ -30,7 +30,7 @@ class GreedySampler(Sampler):
     ``screen`` paths are tried with least-squares links alone: a third of them without a host (the rivals: where the space is
     small, all of them), a third spread over the faster half of those with a host, the rest where such links promise most. Then
     the initial design is trained, the best of these with a host and the two best without, then the largest expected improvement
-    of the objective. No path is trained twice, and the best set is kept, not the last path.
+    of the objective among what was screened, then among the rest. No path is trained twice, and the best set is kept, not the last path.
     """
 
     def __init__(
@@ -121,7 +121,9 @@ class GreedySampler(Sampler):
         for path in self._initial:
             if path not in self.trained and path not in in_flight and path not in self._dropped:
                 return path
-        return self._most_promising(open_indices, in_flight, self.known, 1.0)
+        # A few seconds of screening say more of a path than its neighbours do: screened ones first.
+        screened = [i for i in open_indices if self.candidates[i].path in self._fits]
+        return self._most_promising(screened or open_indices, in_flight, self.known, 1.0)
 
     def _most_promising(self, open_indices: list[int], in_flight: set[InferencePath], known: Known, fidelity: float) -> InferencePath:
         """The open path with the largest expected improvement over ``known`` at a fidelity."""
