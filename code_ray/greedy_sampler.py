@@ -30,7 +30,8 @@ class GreedySampler(Sampler):
     ``screen`` paths are tried with least-squares links alone: a third of them without a host (the rivals: where the space is
     small, all of them), a third spread over the faster half of those with a host, the rest where such links promise most. Then
     the initial design is trained, the best of these with a host and the two best without, then the largest expected improvement
-    of the objective among what was screened, then among the rest. No path is trained twice, and the best set is kept, not the last path.
+    of the objective among what was screened, then among the rest. No path is trained twice, and the best set is kept, not the
+    last path.
     """
 
     def __init__(
