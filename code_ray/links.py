@@ -48,6 +48,29 @@ class LinkSpec:
             return min(height, self.out_shape[1]), min(width, self.out_shape[2])
         return min(height, HEAD_GRID), min(width, HEAD_GRID)
 
+    @property
+    def is_conv(self) -> bool:
+        """Whether the link leads from maps to maps."""
+        return len(self.in_shape) == 3 and len(self.out_shape) == 3
+
+    @property
+    def design(self) -> tuple[object, ...]:
+        """What decides the features that the link's trained part sees of its inputs."""
+        return self.in_shape, self.is_conv, self.grid if len(self.in_shape) == 3 else None, self.pool
+
+    @property
+    def fit_stride(self) -> tuple[int, int]:
+        """At which stride a convolution's positions take part in least squares."""
+        return max(1, self.grid[0] // FIT_GRID), max(1, self.grid[1] // FIT_GRID)
+
+    @property
+    def max_fit_samples(self) -> int:
+        """How many samples least squares looks at."""
+        if not self.is_conv:
+            return MAX_FIT_ROWS
+        (height, width), (down, across) = self.grid, self.fit_stride
+        return max(1, MAX_FIT_ROWS // (-(-height // down) * -(-width // across)))
+
 
 def link_spec(source: Boundary, target: Boundary, *, rank: int | None, to_input: bool, to_logits: bool, skip: bool) -> LinkSpec:
     """The link between two boundaries.
@@ -72,8 +95,7 @@ class Link(nn.Module):
         self.spec = spec
         if len(spec.in_shape) not in (1, 3) or len(spec.out_shape) not in (1, 3):
             raise LinkError(f"no link leads from shape {spec.in_shape} to {spec.out_shape}; boundaries must be vectors or maps")
-        self.is_conv = len(spec.in_shape) == 3 and len(spec.out_shape) == 3
-        if self.is_conv:
+        if spec.is_conv:
             channels_in, channels_out = spec.in_shape[0], spec.out_shape[0]
             first = nn.Conv2d(channels_in, spec.rank or channels_out, 3, padding=1)
             self.body = nn.Sequential(first) if spec.rank is None else nn.Sequential(first, nn.Conv2d(spec.rank, channels_out, 1))
@@ -82,23 +104,23 @@ class Link(nn.Module):
             first_linear = nn.Linear(features, spec.rank or outputs)
             self.body = nn.Sequential(first_linear) if spec.rank is None else nn.Sequential(first_linear, nn.Linear(spec.rank, outputs))
 
-    def resample_in(self, value: Tensor) -> Tensor:
-        """What the trained part sees: down-sampled maps, or flat features before a linear link."""
-        if len(self.spec.in_shape) == 3:
-            pool = functional.adaptive_max_pool2d if self.spec.pool == "max" else functional.adaptive_avg_pool2d
-            if self.spec.grid != self.spec.in_shape[1:]:
-                value = pool(value, self.spec.grid)
-        return value if self.is_conv else value.flatten(1)
-
     def forward(self, value: Tensor) -> Tensor:
-        value = self.body(self.resample_in(value))
+        value = self.body(resample(self.spec, value))
         if self.spec.relu:
             value = functional.relu(value)
-        if not self.is_conv:
+        if not self.spec.is_conv:
             return value.view(-1, *self.spec.out_shape)
         if value.shape[2:] != self.spec.out_shape[1:]:
             value = functional.interpolate(value, self.spec.out_shape[1:], mode="bilinear")
         return value
+
+
+def resample(spec: LinkSpec, value: Tensor) -> Tensor:
+    """What a link's trained part sees of (n, *in_shape): down-sampled maps, or flat features before a linear link."""
+    if len(spec.in_shape) == 3 and spec.grid != spec.in_shape[1:]:
+        pool = functional.adaptive_max_pool2d if spec.pool == "max" else functional.adaptive_avg_pool2d
+        value = pool(value, spec.grid)
+    return value if spec.is_conv else value.flatten(1)
 
 
 def _num_features(spec: LinkSpec) -> int:
@@ -107,52 +129,86 @@ def _num_features(spec: LinkSpec) -> int:
     return spec.in_shape[0] * spec.grid[0] * spec.grid[1]
 
 
-@torch.no_grad()
-def fit_link(link: Link, inputs: Tensor, targets: Tensor, ridge: float = RIDGE) -> None:
-    """Set ``link`` to the ridge-regularised least-squares map from ``inputs`` to ``targets`` (DESIGN 3.4).
+class LinkFit:
+    """Ridge-regularised least squares from one set of inputs, factorised once for every link that sees them alike.
 
-    inputs (n, *in_shape), targets (n, *out_shape), float32. Before an up-sampling the target is what averages to it.
-    A reduced link gets the best rank-r approximation of the full map (truncated singular values).
+    Links of equal ``LinkSpec.design`` share it: their normal matrix is the same and only the right-hand sides differ, so that
+    the links from one boundary to many cost little more than the link to one.
+    """
+
+    @torch.no_grad()
+    def __init__(self, spec: LinkSpec, inputs: Tensor, ridge: float = RIDGE) -> None:
+        """inputs (n, *in_shape) float32.
+
+        Raises:
+            LinkError: where the inputs do not have the shape of ``spec``, or are not finite.
+        """
+        if tuple(inputs.shape[1:]) != spec.in_shape:
+            raise LinkError(f"cannot fit a link from {spec.in_shape} to inputs of shape {tuple(inputs.shape)}")
+        self.design = spec.design
+        self._num_inputs = len(inputs)
+        features = _fit_features(spec, inputs[: spec.max_fit_samples]).double()
+        self._feature_mean = features.mean(0)
+        self._centred = features - self._feature_mean
+        # Solved in its smaller dimension.
+        self._few_rows = len(features) < features.shape[1]
+        gram = self._centred @ self._centred.T if self._few_rows else self._centred.T @ self._centred
+        gram.diagonal().add_(ridge * self._centred.square().sum(0).mean() + 1e-12)
+        if not bool(torch.isfinite(gram).all()):
+            raise LinkError("least squares met values that are not finite; check the activations of both services")
+        self._factor = torch.linalg.cholesky(gram)
+
+    @torch.no_grad()
+    def fit(self, link: Link, targets: Tensor) -> None:
+        """Set ``link`` to the map from the inputs to ``targets`` (n, *out_shape) float32 (DESIGN 3.4).
+
+        Before an up-sampling the target is what averages to it. A reduced link gets the best rank-r approximation of the
+        full map (truncated singular values).
+
+        Raises:
+            LinkError: where the targets do not fit the link or the inputs, or are not finite.
+        """
+        if link.spec.design != self.design or tuple(targets.shape[1:]) != link.spec.out_shape or len(targets) != self._num_inputs:
+            raise LinkError(
+                f"cannot fit a link {link.spec.in_shape} -> {link.spec.out_shape} to {self._num_inputs} inputs of "
+                f"{self.design[0]} and targets {tuple(targets.shape)}"
+            )
+        outputs = _fit_outputs(link.spec, targets[: link.spec.max_fit_samples]).double()
+        output_mean = outputs.mean(0)
+        wanted = outputs - output_mean
+        if self._few_rows:
+            weight = (self._centred.T @ torch.cholesky_solve(wanted, self._factor)).T
+        else:
+            weight = torch.cholesky_solve(self._centred.T @ wanted, self._factor).T
+        if not bool(torch.isfinite(weight).all()):
+            raise LinkError("least squares met values that are not finite; check the activations of both services")
+        _assign(link, weight, output_mean - weight @ self._feature_mean)
+
+
+def fit_link(link: Link, inputs: Tensor, targets: Tensor, ridge: float = RIDGE) -> None:
+    """Fit one link, see ``LinkFit``.
 
     Raises:
         LinkError: where shapes do not fit the link, or a value is not finite.
     """
-    if tuple(inputs.shape[1:]) != link.spec.in_shape or tuple(targets.shape[1:]) != link.spec.out_shape or len(inputs) != len(targets):
-        raise LinkError(
-            f"cannot fit a link {link.spec.in_shape} -> {link.spec.out_shape} to {tuple(inputs.shape)} -> {tuple(targets.shape)}"
-        )
-    features, outputs = _fit_rows(link, inputs, targets)
-    weight, bias = _ridge_regression(features.double(), outputs.double(), ridge)
-    if not bool(torch.isfinite(weight).all()):
-        raise LinkError("least squares met values that are not finite; check the activations of both services")
-    _assign(link, weight, bias)
+    LinkFit(link.spec, inputs, ridge).fit(link, targets)
 
 
-def _fit_rows(link: Link, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What the trained part sees and should give, a row a sample, or a position where it is a convolution."""
-    if not link.is_conv:
-        return link.resample_in(inputs), targets.flatten(1)
-    height, width = link.spec.grid
-    stride = max(1, height // FIT_GRID), max(1, width // FIT_GRID)
-    keep = max(1, MAX_FIT_ROWS // (-(-height // stride[0]) * -(-width // stride[1])))
-    features, targets = link.resample_in(inputs[:keep]), targets[:keep]
-    if targets.shape[2:] != features.shape[2:]:
-        targets = functional.adaptive_avg_pool2d(targets, link.spec.grid)
-    outputs = targets[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).reshape(-1, targets.shape[1])
-    return functional.unfold(features, 3, padding=1, stride=stride).transpose(1, 2).reshape(len(outputs), -1), outputs
+def _fit_features(spec: LinkSpec, inputs: Tensor) -> Tensor:
+    """What the trained part sees, a row a sample, or a position where it is a convolution."""
+    if not spec.is_conv:
+        return resample(spec, inputs)
+    patches = functional.unfold(resample(spec, inputs), 3, padding=1, stride=spec.fit_stride).transpose(1, 2)
+    return patches.reshape(-1, patches.shape[2])
 
 
-def _ridge_regression(features: Tensor, outputs: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Weight (outputs, features) and bias of the ridge regression on centred data, solved in its smaller dimension."""
-    feature_mean, output_mean = features.mean(0), outputs.mean(0)
-    centred, wanted = features - feature_mean, outputs - output_mean
-    penalty = ridge * centred.square().sum(0).mean() + 1e-12
-    few_rows = len(centred) < centred.shape[1]
-    gram = centred @ centred.T if few_rows else centred.T @ centred
-    gram.diagonal().add_(penalty)
-    solved = centred.T @ torch.linalg.solve(gram, wanted) if few_rows else torch.linalg.solve(gram, centred.T @ wanted)
-    weight = solved.T
-    return weight, output_mean - weight @ feature_mean
+def _fit_outputs(spec: LinkSpec, targets: Tensor) -> Tensor:
+    """What it should give, in the rows of ``_fit_features``."""
+    if not spec.is_conv:
+        return targets.flatten(1)
+    if targets.shape[2:] != spec.grid:
+        targets = functional.adaptive_avg_pool2d(targets, spec.grid)
+    return targets[:, :, :: spec.fit_stride[0], :: spec.fit_stride[1]].permute(0, 2, 3, 1).reshape(-1, targets.shape[1])
 
 
 def _assign(link: Link, weight: Tensor, bias: Tensor) -> None:

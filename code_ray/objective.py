@@ -13,13 +13,11 @@ import numpy as np
 from code_ray.path import InferencePath
 from code_ray.reward import Reward, pair_reward
 from code_ray.space import Candidate
-from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture, pair_within_loss
+from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture
+from code_ray.vertices import best_with
 
 Known = Mapping[InferencePath, tuple[PathCost, float]]
 """Trained paths with their costs and validation accuracies."""
-
-SHORTLIST = 24
-"""Candidates whose plan value is computed exactly; the rest is ranked out by the closed form."""
 
 
 class Objective(ABC):
@@ -42,7 +40,7 @@ class Objective(ABC):
 
     @abstractmethod
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
-        """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows); -inf where ruled out."""
+        """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows)."""
 
     def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
         """tau_l of each candidate, and tau_h / kappa of its tightest host: as if that one lent all of its server."""
@@ -67,15 +65,19 @@ class PlanObjective(Objective):
         return self.mixture(known).throughput * self.original_seconds
 
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
-        tau_l, tau_h = self.pair_seconds(candidates)
-        loss = 100 * (self.accuracy_original - accuracies)
-        screened = pair_within_loss(self.original_seconds, tau_l, tau_h, 1.0, loss, self.limits.loss_points).max(axis=0)
-        values = np.full(accuracies.shape, -np.inf)
-        for column in np.argsort(-screened)[:SHORTLIST]:
-            candidate = candidates[column]
-            for row, accuracy in enumerate(accuracies[:, column]):
-                values[row, column] = self.value({**known, candidate.path: (candidate.cost, float(accuracy))})
-        return values
+        entries = [(self.original.cost, self.accuracy_original), *known.values()]
+        columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
+        asked = self._columns(np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1)), accuracies.ravel())
+        bounds = np.array([*self.limits.budgets.values(), 0.0])
+        return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
+
+    def _seconds(self, costs: Sequence[PathCost]) -> FloatArray:
+        """Shares of each provider's server, (n, providers), at a rate of Th_0."""
+        return np.array([[cost.at(provider) for provider in self.limits.budgets] for cost in costs]) / self.original_seconds
+
+    def _columns(self, shares: FloatArray, accuracies: FloatArray) -> FloatArray:
+        """Columns of the programme: server rows and the loss row, in points above the limit."""
+        return np.column_stack([shares, 100 * (self.accuracy_original - accuracies) - self.limits.loss_points])
 
 
 class PaperObjective(Objective):

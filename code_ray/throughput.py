@@ -142,25 +142,6 @@ def cycle_throughput(t0: float, tau_l: FloatArray, tau_h: FloatArray, kappa: flo
     return np.asarray((own + offloaded) / np.maximum(local_busy, np.asarray(tau_h) * offloaded / kappa))
 
 
-def pair_within_loss(
-    t0: float, tau_l: FloatArray, tau_h: FloatArray, kappa: float, loss_points: FloatArray, limit_points: float
-) -> FloatArray:
-    """Throughput of the best mixture of the original and one path under the loss limit; broadcasts.
-
-    The programme with two variables: at most a share limit/loss of the samples may take the path, and within that
-    share as many as the servers allow.
-    """
-    t_local, t_host = np.asarray(tau_l, dtype=np.float64), np.asarray(tau_h, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(loss_points > limit_points, limit_points / loss_points, 1.0)
-        # Total rate at a share s: local row 1 / ((1-s) t0 + s tau_l), host row kappa / (s tau_h); the best s is the
-        # allowed one or where the two rows meet.
-        meeting = kappa * t0 / (t_host + kappa * (t0 - t_local))
-        chosen = np.where((t_host > 0) & (meeting > 0), np.minimum(share, meeting), share)
-        total = 1 / ((1 - chosen) * t0 + chosen * t_local)
-    return np.asarray(np.where(t_local < t0, total, 1 / t0))
-
-
 def host_efficiency(t0: float, tau_l: float, tau_h: float) -> float | None:
     """e(p): local work saved per host work spent; None for a path that uses no host."""
     return (t0 - tau_l) / tau_h if tau_h > 0 else None

@@ -7,6 +7,7 @@ the path are trained together on cross-entropy mixed with distillation from the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from code_ray.activations import Activations, in_batches
 from code_ray.blocks import ExecutionMode, optimise
 from code_ray.data import DataSet, Split
 from code_ray.links import Link, fit_link
 from code_ray.path import InferencePath, LinkSlot
-from code_ray.runner import LegRunner, PathRunner, Placement, make_links
+from code_ray.runner import PathRunner, Placement, make_links
 from code_ray.service import Service
 
-MAX_CACHED_VALUES = 200_000_000
-"""Larger sets of activations (800 MB of float32) are computed batch by batch instead of kept."""
+WARM_UP_STEPS = 50
+"""AdamW's first steps are as long as the learning rate whatever the gradient: without a warm-up they undo the least-squares
+start, which cost 0.3 to 2.9 points at the end."""
 
 
 class Recipe(BaseModel):
@@ -51,6 +54,11 @@ class Recipe(BaseModel):
     distillation: float = Field(0.9, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
     fit_entry: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of a full training."""
+        return self.steps + self.joint_steps
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.train = data.train.head(recipe.samples)
-        self._prefixes: dict[int, Tensor] = {}
+        self.activations = Activations(services, local, self.train.images, placement, modes, device)
 
     def train_path(self, path: InferencePath, seed: int, *, fit_only: bool = False) -> TrainedPath:
         """Fit, train and validate the links of ``path``; ``fit_only`` stops after least squares.
@@ -98,19 +106,13 @@ class Trainer:
             LinkError: where a link cannot be built or fitted.
         """
         started = time.monotonic()
-        torch.manual_seed(seed)
-        links = make_links(path, self.services)
-        stages = self._stages(path, links)
-        self._fit(path, stages)
-        accuracy_fit = accuracy = self.accuracy(path, links, self.data.validation.head(self.recipe.screen_samples))
-        if stages and not fit_only:
-            _move(stages, self.device)
-            last = len(stages) - 1
-            self._descend(path, stages, last, self.recipe.steps, self.recipe.learning_rate, seed)
-            self._descend(path, stages, 0, self.recipe.joint_steps, self.recipe.joint_learning_rate, seed + 1)
-            _move(stages, "cpu")
-            accuracy = self.accuracy(path, links, self.data.validation)
-        return TrainedPath(path, links, accuracy_fit, accuracy, time.monotonic() - started)
+        training = LinkTraining(self, path, seed)
+        training.fit()
+        accuracy_fit = accuracy = training.screen_accuracy()
+        if path.link_slots and not fit_only:
+            training.advance(self.recipe.total_steps)
+            accuracy = self.accuracy(path, training.links, self.data.validation)
+        return TrainedPath(path, training.links, accuracy_fit, accuracy, time.monotonic() - started)
 
     def accuracy(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> float:
         """Share of ``split`` that ``path`` classifies right, run in the servers' execution modes."""
@@ -121,89 +123,117 @@ class Trainer:
         runner = PathRunner(path, self.services, links, self.placement, self.modes, self.device)
         return np.asarray(runner(self.local.preprocess(split.images)).argmax(1).numpy())
 
-    def _mode(self, service: str) -> ExecutionMode:
-        return self.modes(self.placement[service])
 
-    def _stages(self, path: InferencePath, links: Mapping[str, Link]) -> list[_Stage]:
+class LinkTraining:
+    """The links of one path on their way: fitted, then trained from rung to rung.
+
+    ``advance`` can be called any number of times; where it pauses leaves no trace in the links.
+    """
+
+    def __init__(self, trainer: Trainer, path: InferencePath, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.path = path
+        self.links = make_links(path, trainer.services)
+        self.steps = 0
+        self._trainer = trainer
+        self._seed = seed
+        self._stages = self._make_stages()
+        self._descent: _Descent | None = None
+
+    def fit(self) -> None:
+        """Start every link from least squares.
+
+        Raises:
+            LinkError: where a link cannot be fitted.
+        """
+        count = min(self._trainer.recipe.fit_samples, len(self._trainer.train))
+        for number, stage in enumerate(self._stages):
+            target = self._fit_target(stage.slot, count)
+            if target is not None:
+                value = in_batches(self._activations(self._stages[:number]), torch.arange(count))
+                fit_link(stage.link, value, target)
+
+    def advance(self, steps: int) -> None:
+        """Train until ``steps`` batches of the recipe's total have been seen."""
+        recipe = self._trainer.recipe
+        for stage in self._stages:
+            stage.move(self._trainer.device)
+        while self.steps < min(steps, recipe.total_steps):
+            if self.steps == 0 and recipe.steps > 0:
+                self._descent = _Descent(self, len(self._stages) - 1, recipe.steps, recipe.learning_rate, self._seed)
+            elif self.steps == recipe.steps:
+                self._descent = _Descent(self, 0, recipe.joint_steps, recipe.joint_learning_rate, self._seed + 1)
+            assert self._descent is not None
+            self._descent.step()
+            self.steps += 1
+        for stage in self._stages:
+            stage.move("cpu")
+
+    def screen_accuracy(self) -> float:
+        """Accuracy on the first ``screen_samples`` validation images."""
+        trainer = self._trainer
+        return trainer.accuracy(self.path, self.links, trainer.data.validation.head(trainer.recipe.screen_samples))
+
+    def _make_stages(self) -> list[_Stage]:
         """Each link with the frozen blocks behind it (none behind a link to the logits)."""
-        stages = []
-        for slot, segment in zip(path.link_slots, (*path.segments[1:], None), strict=False):
-            blocks = [] if segment is None else list(self.services[segment.service].blocks[segment.start : segment.stop])
-            mode = _training_mode(blocks, self.modes(self.placement[segment.service])) if segment else ExecutionMode()
-            stages.append(_Stage(slot, links[slot.key], optimise(nn.Sequential(*blocks), mode), mode))
+        trainer, stages = self._trainer, []
+        for slot, segment in zip(self.path.link_slots, (*self.path.segments[1:], None), strict=False):
+            blocks = [] if segment is None else list(trainer.services[segment.service].blocks[segment.start : segment.stop])
+            mode = _training_mode(blocks, trainer.activations.mode(segment.service)) if segment else ExecutionMode()
+            stages.append(_Stage(slot, self.links[slot.key], optimise(nn.Sequential(*blocks), mode), mode))
         return stages
 
-    def _prefix(self, lout: int, indices: Tensor) -> Tensor:
-        """Activations behind local block ``lout`` for training images ``indices``, (n, *shape) float32."""
-        if not self._is_kept(self.local.boundaries[lout].shape):
-            return self._run(self.local, 0, lout, self.local.preprocess(self.train.images[indices.numpy()]))
-        if lout not in self._prefixes:
-            # Input and logits serve every path, of the rest one at a time is enough: paths come in any order.
-            self._prefixes = {k: v for k, v in self._prefixes.items() if k in (0, self.local.num_blocks)}
-            self._prefixes[lout] = self._run(self.local, 0, lout, self.local.preprocess(self.train.images))
-        return self._prefixes[lout][indices]
-
-    def _is_kept(self, shape: tuple[int, ...]) -> bool:
-        return len(self.train) * int(torch.Size(shape).numel()) <= MAX_CACHED_VALUES
-
-    def _run(self, service: Service, start: int, stop: int, value: Tensor) -> Tensor:
-        """Blocks start..stop-1 in the mode of their server, without gradients."""
-        if start == stop:
-            return value
-        return _in_batches(LegRunner(list(service.blocks[start:stop]), self._mode(service.name), self.device), value)
-
-    def _activations(self, path: InferencePath, stages: list[_Stage]) -> Callable[[Tensor], Tensor]:
+    def _activations(self, stages: list[_Stage]) -> Callable[[Tensor], Tensor]:
         """Training image indices -> activations behind ``stages``, whose links are as they are now; no gradients."""
 
         @torch.no_grad()
         def compute(indices: Tensor) -> Tensor:
-            value = self._prefix(path.lout, indices)
+            value = self._trainer.activations.behind(self.path.lout, indices)
             for stage in stages:
                 value = stage(value)
             return value
 
         return compute
 
-    def _fit(self, path: InferencePath, stages: list[_Stage]) -> None:
-        count = min(self.recipe.fit_samples, len(self.train))
-        for number, stage in enumerate(stages):
-            target = self._fit_target(stage.slot, count)
-            if target is not None:
-                value = _in_batches(self._activations(path, stages[:number]), torch.arange(count))
-                fit_link(stage.link, value, target)
-
     def _fit_target(self, slot: LinkSlot, count: int) -> Tensor | None:
         """What the block behind a link expects for the first ``count`` training images, None where nobody may know."""
+        trainer = self._trainer
         name, position = slot.target
-        service = self.services[name]
-        if service is not self.local and position > 0 and not self.recipe.fit_entry:
+        if name != trainer.local.name and position > 0 and not trainer.recipe.fit_entry:
             return None
-        return self._run(service, 0, position, service.preprocess(self.train.images[:count]))
+        return trainer.activations.run(name, 0, position, trainer.services[name].preprocess(trainer.train.images[:count]))
 
-    def _descend(self, path: InferencePath, stages: list[_Stage], first: int, steps: int, learning_rate: float, seed: int) -> None:
-        """Train the links from number ``first`` on for ``steps`` batches, the learning rate falling to 0 by a cosine."""
-        if steps == 0:
-            return
-        recipe = self.recipe
-        before = self._activations(path, stages[:first])
-        if first > 0 and self._is_kept(stages[first].link.spec.in_shape):
-            before = _in_batches(before, torch.arange(len(self.train))).__getitem__
-        labels = torch.from_numpy(self.train.labels)
-        parameters = [parameter for stage in stages[first:] for parameter in stage.link.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        for step in range(steps):
-            batch = order[(torch.arange(recipe.batch_size) + step * recipe.batch_size) % len(order)]
-            value = before(batch)
-            for stage in stages[first:]:
-                value = stage(value)
-            teacher = self._prefix(self.local.num_blocks, batch)
-            loss = _loss(value, teacher.to(value.device), labels[batch].to(value.device), recipe)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
+
+class _Descent:
+    """Training of the links from number ``first`` on for ``steps`` batches."""
+
+    def __init__(self, training: LinkTraining, first: int, steps: int, learning_rate: float, seed: int) -> None:
+        trainer = training._trainer
+        self._trainer = trainer
+        self._stages = training._stages[first:]
+        self._before = training._activations(training._stages[:first])
+        if first > 0 and trainer.activations.is_kept(self._stages[0].link.spec.in_shape):
+            self._before = in_batches(self._before, torch.arange(len(trainer.train))).__getitem__
+        self._labels = torch.from_numpy(trainer.train.labels)
+        parameters = [parameter for stage in self._stages for parameter in stage.link.parameters()]
+        self._optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: _rate(step, steps))
+        self._order = torch.randperm(len(self._labels), generator=torch.Generator().manual_seed(seed))
+        self._done = 0
+
+    def step(self) -> None:
+        recipe = self._trainer.recipe
+        batch = self._order[(torch.arange(recipe.batch_size) + self._done * recipe.batch_size) % len(self._order)]
+        value = self._before(batch)
+        for stage in self._stages:
+            value = stage(value)
+        teacher = self._trainer.activations.behind(self._trainer.local.num_blocks, batch)
+        loss = _loss(value, teacher.to(value.device), self._labels[batch].to(value.device), recipe)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimiser.step()
+        self._schedule.step()
+        self._done += 1
 
 
 @dataclass(frozen=True)
@@ -220,11 +250,15 @@ class _Stage:
         output: Tensor = self.frozen(self.mode.cast(self.link(value.to(device))))
         return output.float()
 
+    def move(self, device: str) -> None:
+        self.link.to(device)
+        self.frozen.to(device)
 
-def _move(stages: list[_Stage], device: str) -> None:
-    for stage in stages:
-        stage.link.to(device)
-        stage.frozen.to(device)
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate at a step: up in a line over ``WARM_UP_STEPS`` (a quarter of short trainings), to 0 by a cosine."""
+    warm_up = max(1, min(WARM_UP_STEPS, steps // 4))
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
 
 
 def _training_mode(blocks: list[nn.Module], served: ExecutionMode) -> ExecutionMode:
@@ -240,7 +274,3 @@ def _loss(logits: Tensor, teacher: Tensor, labels: Tensor, recipe: Recipe) -> Te
         functional.log_softmax(logits / t, 1), functional.log_softmax(teacher / t, 1), reduction="batchmean", log_target=True
     )
     return recipe.distillation * t * t * distilled + (1 - recipe.distillation) * functional.cross_entropy(logits, labels)
-
-
-def _in_batches(run: Callable[[Tensor], Tensor], value: Tensor, batch_size: int = 64) -> Tensor:
-    return torch.cat([run(part) for part in value.split(batch_size)])

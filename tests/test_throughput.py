@@ -15,7 +15,6 @@ from code_ray.throughput import (
     host_efficiency,
     least_loss_mixture,
     pair_throughput,
-    pair_within_loss,
 )
 
 NO_LIMIT = 100.0
@@ -98,25 +97,6 @@ def test_every_row_holds_and_the_original_alone_is_never_better(problem: tuple[l
         )
     assert mixture.average_loss_points(accuracies, 0.9) <= limits.loss_points + 1e-5
     assert mixture.throughput >= (1 - 1e-6) / costs[0].at("local")
-
-
-@given(times, shares, shares, kappas, hundredths(-5, 60), hundredths(0, 10))
-def test_the_closed_form_within_the_loss_limit_is_the_programme(
-    t0: float, local: float, host: float, kappa: float, loss: float, limit: float
-) -> None:
-    limits = Limits({"local": 1.0, "host": kappa}, limit)
-    mixture = best_mixture(pair(t0, t0 * local, t0 * host), [0.9, 0.9 - loss / 100], 0.9, limits)
-    found = pair_within_loss(t0, np.array([t0 * local]), np.array([t0 * host]), kappa, np.array([loss]), limit)
-    assert found[0] == pytest.approx(mixture.throughput, rel=1e-5)
-
-
-def test_a_skip_within_the_loss_limit_needs_no_host() -> None:
-    limits = Limits({"local": 1.0}, 2.0)
-    mixture = best_mixture([ORIGINAL, PathCost({"local": 0.5})], [0.9, 0.85], 0.9, limits)
-    found = pair_within_loss(1.0, np.array([0.5]), np.array([0.0]), 0.5, np.array([5.0]), 2.0)
-    # 40 % of the samples may lose 5 points each.
-    assert found[0] == pytest.approx(1 / (0.6 + 0.4 * 0.5))
-    assert found[0] == pytest.approx(mixture.throughput)
 
 
 def test_a_loss_limit_of_zero_leaves_the_original() -> None:

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from code_ray import training
+from code_ray import activations
 from code_ray.blocks import ExecutionMode, content_hash
 from code_ray.data import DataSet
 from code_ray.links import Link
 from code_ray.path import InferencePath, original_path, parse_path, path_from_vector
 from code_ray.runner import make_links
 from code_ray.service import Service
-from code_ray.training import Recipe, TrainedPath, Trainer
+from code_ray.training import LinkTraining, Recipe, TrainedPath, Trainer
 from code_ray.zoo import get_service
 
 PLACEMENT = {"tiny": "a", "host": "b", "second": "c"}
@@ -211,7 +211,7 @@ def test_activations_too_many_to_keep_give_the_same_links(
     path: InferencePath, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = make_trainer().train_path(path, seed=0)
-    monkeypatch.setattr(training, "MAX_CACHED_VALUES", 0)
+    monkeypatch.setattr(activations, "MAX_CACHED_VALUES", 0)
     computed = make_trainer().train_path(path, seed=0)
     for a, b in zip(weights(kept.links), weights(computed.links), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -237,3 +237,15 @@ def test_another_local_service_gives_other_links(make_trainer: MakeTrainer, tiny
 def test_a_recipe_that_cannot_be_followed_is_refused(field: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(field))):
         Recipe.model_validate(field)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_pausing_at_rungs_leaves_no_trace_in_the_links(path: InferencePath, make_trainer: MakeTrainer) -> None:
+    in_one_go = make_trainer().train_path(path, seed=3)
+    training = LinkTraining(make_trainer(), path, seed=3)
+    training.fit()
+    for rung in (3, 8, 9, 12, 40):
+        training.advance(rung)
+        assert training.steps == min(rung, SHORT.total_steps)
+        assert 0 <= training.screen_accuracy() <= 1
+    assert same(in_one_go.links, training.links)

@@ -1,0 +1,67 @@
+"""The pairs of services whose paths are tabled, and the order in which their rows are made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from code_ray.path import InferencePath
+from code_ray.service import Service
+from code_ray.space import enumerate_paths
+from code_ray.training import Recipe
+
+RECIPE = Recipe(samples=12_000, fit_samples=1_000, screen_samples=1_000, steps=200, joint_steps=100)
+RUNGS = (25, 50, 100, 200)
+SAMPLE_SEED = 20261125
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A local service, the host it borrows from, and how many of the crosses and probes are tabled."""
+
+    name: str
+    local: str
+    host: str
+    data: str
+    crosses: int
+    probes: int
+
+
+PAIRS = {
+    pair.name: pair
+    for pair in (
+        Pair("fashion", "fashion-cnn", "efficientnet-lite0", "fashion-mnist", crosses=300, probes=40),
+        Pair("alexnet", "alexnet-fashion", "alexnet-digits", "fashion-mnist", crosses=225, probes=30),
+    )
+}
+
+
+def tabled_paths(pair: Pair, local: Service, host: Service) -> list[InferencePath]:
+    """Skips and exits, then crosses and probes in a stratified order: any first part of it is a fair sample too."""
+    hosts = {pair.host: host.num_blocks}
+
+    def of_kind(*kinds: str) -> list[InferencePath]:
+        return enumerate_paths(pair.local, local.num_blocks, hosts, kinds=kinds)  # type: ignore[arg-type]
+
+    crosses, probes = stratified(of_kind("cross"))[: pair.crosses], stratified(of_kind("probe"))[: pair.probes]
+    return [*of_kind("skip", "exit"), *_merged(crosses, probes)]
+
+
+def stratified(paths: Sequence[InferencePath]) -> list[InferencePath]:
+    """``paths`` shuffled within strata of equal (lout, hout) and dealt out one a stratum in turn."""
+    rng = np.random.default_rng(SAMPLE_SEED)
+    strata: dict[tuple[int, int], list[InferencePath]] = {}
+    for i in rng.permutation(len(paths)):
+        path = paths[int(i)]
+        strata.setdefault((path.lout, path.segments[1].stop), []).append(path)
+    dealt = itertools.zip_longest(*(strata[key] for key in sorted(strata)))
+    return [path for deal in dealt for path in deal if path is not None]
+
+
+def _merged(many: Sequence[InferencePath], few: Sequence[InferencePath]) -> Iterator[InferencePath]:
+    """Both in their order, evenly mixed."""
+    keyed = [((i + 0.5) / len(part), p) for part in (many, few) for i, p in enumerate(part)]
+    return (path for _, path in sorted(keyed, key=lambda item: item[0]))

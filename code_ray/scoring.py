@@ -1,0 +1,164 @@
+"""Score paths without training: closed-form links, shared as far as paths agree (fidelity 0 of a search).
+
+Paths that begin alike share everything up to where they part: activations of fit and validation images, one pass through a
+host for all its stops, and the factorised normal matrix of all links that see the same features. Done one by one, the same
+scores cost as much as a short training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from code_ray.activations import in_batches
+from code_ray.data import UInt8Array
+from code_ray.links import Link, LinkFit
+from code_ray.path import InferencePath, LinkSlot
+from code_ray.runner import LegRunner, slot_spec
+from code_ray.training import Trainer
+
+EXPLAINED_SAMPLES = 128
+"""Images on which the explained variance is computed: each has thousands of values."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What least-squares links say of a path, on the first ``screen_samples`` validation images.
+
+    ``accuracy`` a fraction; ``divergence`` the mean KL(original || path) in nats: much less noisy than the accuracy;
+    ``explained`` the share of the variance of what the last link should make that it does make; ``seconds`` the path's share
+    of what its batch took.
+    """
+
+    accuracy: float
+    divergence: float
+    explained: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What the images that links are fitted to, and those they are validated on, have become."""
+
+    fit: Tensor
+    screen: Tensor
+
+    def map(self, run: Callable[[Tensor], Tensor]) -> _Values:
+        return _Values(in_batches(run, self.fit), in_batches(run, self.screen))
+
+
+class Scorer:
+    """Scores batches of paths of a trainer's local service."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._fit_images = trainer.train.images[: trainer.recipe.fit_samples]
+        self._screen = trainer.data.validation.head(trainer.recipe.screen_samples)
+        self._runners: dict[tuple[str, int, int], LegRunner] = {}
+        self._targets: dict[tuple[str, int, int], _Values] = {}
+        self._original = self._at(trainer.local.name, trainer.local.num_blocks, self._screen.images)
+
+    @torch.no_grad()
+    def score(self, paths: Sequence[InferencePath]) -> dict[InferencePath, Score]:
+        """Fit and validate the links of ``paths``; the more they share, the less each costs.
+
+        Raises:
+            LinkError: where a link cannot be fitted.
+        """
+        started = time.monotonic()
+        local = self._trainer.local
+        inputs = _Values(local.preprocess(self._fit_images), local.preprocess(self._screen.images))
+        found = dict(self._behind(inputs, 0, 0, list(paths)))
+        self._targets.clear()
+        seconds = (time.monotonic() - started) / max(1, len(found))
+        return {path: Score(*numbers, seconds) for path, numbers in found.items()}
+
+    def _behind(self, values: _Values, depth: int, start: int, paths: list[InferencePath]) -> Iterator[_Found]:
+        """Run segment ``depth`` of ``paths``, which agree up to its start, once for all its stops."""
+        service, position = paths[0].segments[depth].service, start
+        for stop, group in _grouped(paths, lambda path: path.segments[depth].stop):
+            values = values.map(self._runner(service, position, stop))
+            position = stop
+            yield from self._links(values, depth, group)
+
+    def _links(self, values: _Values, depth: int, paths: list[InferencePath]) -> Iterator[_Found]:
+        """The links that leave segment ``depth`` of ``paths``, which agree up to its stop; ``values`` is what leaves it."""
+        yield from ((path, (*self._compare(values.screen), 1.0)) for path in paths if len(path.link_slots) == depth)
+        fits: dict[object, LinkFit] = {}
+        for slot, group in _grouped([path for path in paths if len(path.link_slots) > depth], lambda path: path.link_slots[depth]):
+            link = Link(slot_spec(slot, group[0], self._trainer.services))
+            targets = self._link_targets(link, slot)
+            if targets is not None:
+                if link.spec.design not in fits:
+                    fits[link.spec.design] = LinkFit(link.spec, values.fit[: len(targets.fit)].float())
+                fits[link.spec.design].fit(link, targets.fit)
+            yield from self._behind_link(link, slot, values, targets, depth, group)
+
+    def _behind_link(
+        self, link: Link, slot: LinkSlot, values: _Values, targets: _Values | None, depth: int, paths: list[InferencePath]
+    ) -> Iterator[_Found]:
+        """Paths that share a fitted link; those that end with the next segment need it for the screened images alone."""
+        name, position = slot.target
+        run = LegRunner([link], self._trainer.activations.mode(name), self._trainer.device).run
+        ending = [path for path in paths if len(path.link_slots) == depth + 1]
+        if ending:
+            made = in_batches(run, values.screen)
+            explained = 0.0 if targets is None else _explained(made[: len(targets.screen)].float(), targets.screen)
+            accuracy, divergence = self._compare(in_batches(self._runner(name, position, self._trainer.services[name].num_blocks), made))
+            yield from ((path, (accuracy, divergence, explained)) for path in ending)
+        if through := [path for path in paths if len(path.link_slots) > depth + 1]:
+            yield from self._behind(values.map(run), depth + 1, position, through)
+
+    def _compare(self, logits: Tensor) -> tuple[float, float]:
+        """Accuracy, and divergence from the original, of the screened images' logits."""
+        logits = logits.cpu().float()
+        accuracy = (logits.argmax(1) == torch.from_numpy(self._screen.labels)).float().mean()
+        divergence = functional.kl_div(
+            functional.log_softmax(logits, 1), functional.log_softmax(self._original, 1), reduction="batchmean", log_target=True
+        )
+        return float(accuracy), float(divergence)
+
+    def _link_targets(self, link: Link, slot: LinkSlot) -> _Values | None:
+        """What a link should make; None where the host may not see the images, and the link stays random."""
+        name, position = slot.target
+        if name != self._trainer.local.name and position > 0 and not self._trainer.recipe.fit_entry:
+            return None
+        count = min(len(self._fit_images), link.spec.max_fit_samples)
+        key = name, position, count
+        if key not in self._targets:
+            parts = self._fit_images[:count], self._screen.images[:EXPLAINED_SAMPLES]
+            self._targets[key] = _Values(*(self._at(name, position, images) for images in parts))
+        return self._targets[key]
+
+    def _at(self, service: str, position: int, images: UInt8Array) -> Tensor:
+        """What a service's own blocks make of images at a boundary, float32."""
+        return in_batches(self._runner(service, 0, position), self._trainer.services[service].preprocess(images)).cpu().float()
+
+    def _runner(self, service: str, start: int, stop: int) -> Callable[[Tensor], Tensor]:
+        if start == stop:
+            return lambda value: value
+        key = service, start, stop
+        if key not in self._runners:
+            blocks: list[nn.Module] = list(self._trainer.services[service].blocks[start:stop])
+            self._runners[key] = LegRunner(blocks, self._trainer.activations.mode(service), self._trainer.device)
+        return self._runners[key].run
+
+
+_Key = TypeVar("_Key", int, LinkSlot)
+_Found = tuple[InferencePath, tuple[float, float, float]]
+
+
+def _explained(made: Tensor, wanted: Tensor) -> float:
+    """1 - residual variance / variance."""
+    return 1 - float((made - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12))
+
+
+def _grouped(paths: Iterable[InferencePath], key: Callable[[InferencePath], _Key]) -> list[tuple[_Key, list[InferencePath]]]:
+    return [(k, list(group)) for k, group in groupby(sorted(paths, key=key), key)]
