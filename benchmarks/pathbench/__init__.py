@@ -1,1 +1,1 @@
-"""Tables of trained paths, and samplers measured on them; see README.md here."""
+"""Tables of trained paths; see README.md here."""
