@@ -144,9 +144,9 @@ class LinkFit:
             LinkError: where the inputs do not have the shape of ``spec``, or are not finite.
         """
         if tuple(inputs.shape[1:]) != spec.in_shape:
-            raise LinkError(f"cannot fit a link from {spec.in_shape} to inputs of shape {tuple(inputs.shape)}")
+            raise LinkError(f"cannot fit a link {spec.in_shape} -> {spec.out_shape} to {tuple(inputs.shape)}")
         self.design = spec.design
-        self._num_inputs = len(inputs)
+        self._inputs_shape = tuple(inputs.shape)
         features = _fit_features(spec, inputs[: spec.max_fit_samples]).double()
         self._feature_mean = features.mean(0)
         self._centred = features - self._feature_mean
@@ -168,10 +168,9 @@ class LinkFit:
         Raises:
             LinkError: where the targets do not fit the link or the inputs, or are not finite.
         """
-        if link.spec.design != self.design or tuple(targets.shape[1:]) != link.spec.out_shape or len(targets) != self._num_inputs:
+        if link.spec.design != self.design or tuple(targets.shape[1:]) != link.spec.out_shape or len(targets) != self._inputs_shape[0]:
             raise LinkError(
-                f"cannot fit a link {link.spec.in_shape} -> {link.spec.out_shape} to {self._num_inputs} inputs of "
-                f"{self.design[0]} and targets {tuple(targets.shape)}"
+                f"cannot fit a link {link.spec.in_shape} -> {link.spec.out_shape} to {self._inputs_shape} -> {tuple(targets.shape)}"
             )
         outputs = _fit_outputs(link.spec, targets[: link.spec.max_fit_samples]).double()
         output_mean = outputs.mean(0)

@@ -128,7 +128,7 @@ class Scorer:
     def _link_targets(self, link: Link, slot: LinkSlot) -> _Values | None:
         """What a link should make; None where the host may not see the images, and the link stays random."""
         name, position = slot.target
-        if name != self._trainer.local.name and position > 0 and not self._trainer.recipe.fit_entry:
+        if not self._trainer.may_fit(slot):
             return None
         count = min(len(self._fit_images), link.spec.max_fit_samples)
         key = name, position, count

@@ -114,6 +114,11 @@ class Trainer:
             accuracy = self.accuracy(path, training.links, self.data.validation)
         return TrainedPath(path, training.links, accuracy_fit, accuracy, time.monotonic() - started)
 
+    def may_fit(self, slot: LinkSlot) -> bool:
+        """Whether what the link at ``slot`` should make may be known: a host may have to see images for it."""
+        name, position = slot.target
+        return name == self.local.name or position == 0 or self.recipe.fit_entry
+
     def accuracy(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> float:
         """Share of ``split`` that ``path`` classifies right, run in the servers' execution modes."""
         return float((self.predictions(path, links, split) == split.labels).mean())
@@ -199,7 +204,7 @@ class LinkTraining:
         """What the block behind a link expects for the first ``count`` training images, None where nobody may know."""
         trainer = self._trainer
         name, position = slot.target
-        if name != trainer.local.name and position > 0 and not trainer.recipe.fit_entry:
+        if not trainer.may_fit(slot):
             return None
         return trainer.activations.run(name, 0, position, trainer.services[name].preprocess(trainer.train.images[:count]))
 

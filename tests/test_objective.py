@@ -92,7 +92,7 @@ def test_a_few_candidates_are_all_valued_beside_what_is_known() -> None:
     for row, column in np.ndindex(found.shape):
         candidate = candidates[1 + column]
         exact = PLAN.value({**known, candidate.path: (candidate.cost, float(grid[row, 1 + column]))})
-        assert found[row, column] == pytest.approx(exact, rel=1e-6)
+        assert found[row, column] == pytest.approx(exact, rel=1e-9)
 
 
 def test_the_papers_value_is_that_of_its_best_pair_at_maximum_offload() -> None:

@@ -6,7 +6,7 @@ from test_training import CROSS, PATHS, PLACEMENT, SHORT
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
-from code_ray.path import original_path, path_from_vector
+from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.scoring import Scorer
 from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
@@ -29,7 +29,7 @@ def test_paths_scored_together_score_as_they_do_alone(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_a_score_is_the_accuracy_of_least_squares_links(path, trainer: Trainer) -> None:  # type: ignore[no-untyped-def]
+def test_a_score_is_the_accuracy_of_least_squares_links(path: InferencePath, trainer: Trainer) -> None:
     training = LinkTraining(trainer, path, seed=0)
     training.fit()
     # Sums in another order may turn an image or two.

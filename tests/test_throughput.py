@@ -16,6 +16,7 @@ from code_ray.throughput import (
     least_loss_mixture,
     pair_throughput,
 )
+from code_ray.vertices import best_with
 
 NO_LIMIT = 100.0
 # Microseconds (a small network on an accelerator) to seconds (a large one on a slow core).
@@ -97,6 +98,31 @@ def test_every_row_holds_and_the_original_alone_is_never_better(problem: tuple[l
         )
     assert mixture.average_loss_points(accuracies, 0.9) <= limits.loss_points + 1e-5
     assert mixture.throughput >= (1 - 1e-6) / costs[0].at("local")
+
+
+def with_one_path(t0: float, tau_l: float, tau_h: float, kappa: float, loss: float, limit: float) -> float:
+    """Throughput of the best plan of the original and one path, by the vertices that the path takes part in."""
+    original, path = [[1.0, 0.0, -limit]], [[tau_l / t0, tau_h / t0, loss - limit]]
+    return max(1.0, float(best_with(np.array(original), np.array([1.0, kappa, 0.0]), np.array(path))[0])) / t0
+
+
+@given(times, shares, shares, kappas, hundredths(-5, 60), hundredths(0, 10))
+def test_the_vertices_within_the_loss_limit_are_the_programme(
+    t0: float, local: float, host: float, kappa: float, loss: float, limit: float
+) -> None:
+    limits = Limits({"local": 1.0, "host": kappa}, limit)
+    mixture = best_mixture(pair(t0, t0 * local, t0 * host), [0.9, 0.9 - loss / 100], 0.9, limits)
+    found = with_one_path(t0, t0 * local, t0 * host, kappa, loss, limit)
+    assert found == pytest.approx(mixture.throughput, rel=1e-5)
+
+
+def test_a_skip_within_the_loss_limit_needs_no_host() -> None:
+    limits = Limits({"local": 1.0}, 2.0)
+    mixture = best_mixture([ORIGINAL, PathCost({"local": 0.5})], [0.9, 0.85], 0.9, limits)
+    found = with_one_path(1.0, 0.5, 0.0, 0.5, 5.0, 2.0)
+    # 40 % of the samples may lose 5 points each.
+    assert found == pytest.approx(1 / (0.6 + 0.4 * 0.5))
+    assert found == pytest.approx(mixture.throughput)
 
 
 def test_a_loss_limit_of_zero_leaves_the_original() -> None:

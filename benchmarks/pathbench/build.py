@@ -18,17 +18,17 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from benchmarks.pathbench.pairs import PAIRS, RECIPE, RUNGS, Pair, tabled_paths
-from code_ray.controls import RANDOM_SUFFIX, random_host
+from code_ray.controls import RANDOM_SUFFIX, control_paths, random_host
 from code_ray.data import load_data
 from code_ray.journal import Journal
-from code_ray.path import InferencePath, Segment, parse_path
+from code_ray.path import InferencePath, parse_path
 from code_ray.profiling import Profile, measure_profile
 from code_ray.scoring import Scorer
 from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
 from code_ray.zoo import get_service
+from search.trial import CALIBRATION_IMAGES
 
-CALIBRATION_IMAGES = 512
 TEST_IMAGES = 5_000
 LEARNING_RATE_SCALES = (0.25, 0.5, 1.0)
 TUNING_PATHS = 4
@@ -51,8 +51,7 @@ def placement_of(pair: Pair) -> dict[str, str]:
 
 def randomised(path: InferencePath) -> InferencePath:
     """The same path through the random-weight host."""
-    segments = tuple(s if s.service == path.local else Segment(s.service + RANDOM_SUFFIX, s.start, s.stop) for s in path.segments)
-    return InferencePath(path.num_blocks, segments, path.rank)
+    return control_paths(path)["random_host"]
 
 
 class Rows:
@@ -181,6 +180,7 @@ class RowWorker:
         self.pair = pair
         self.profile = profile
         self._trainers: dict[float, Trainer] = {}
+        self._scorer = Scorer(self.trainer())
 
     def trainer(self, scale: float = 1.0) -> Trainer:
         """A trainer whose learning rates are ``scale`` times the recipe's."""
@@ -198,7 +198,7 @@ class RowWorker:
         blocks = self.services[self.pair.local].num_blocks
         if job["kind"] == "scores":
             started = time.monotonic()
-            scores = Scorer(self.trainer()).score([parse_path(path, blocks) for path in job["paths"]])
+            scores = self._scorer.score([parse_path(path, blocks) for path in job["paths"]])
             found = {str(path): vars(score) for path, score in scores.items()}
             return {"kind": "scores", "scores": found, "seconds": time.monotonic() - started}
         return {**job, **self._train(parse_path(job["path"], blocks), job["seed"], job["scale"])}
