@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from code_ray.blocks import ExecutionMode, Shape
+from code_ray.blocks import ExecutionMode
 from code_ray.data import UInt8Array
 from code_ray.runner import LegRunner, Placement
 from code_ray.service import Service
 
-MAX_CACHED_VALUES = 200_000_000
+BATCH = 64
+"""Images that run together."""
+
+MAX_KEPT_VALUES = 200_000_000
 """Larger sets of activations (800 MB of float32) are computed batch by batch instead of kept."""
 
 
@@ -38,17 +41,18 @@ class Activations:
 
     def behind(self, lout: int, indices: Tensor) -> Tensor:
         """Activations behind local block ``lout`` for images ``indices``, (n, *shape) float32."""
-        if not self.is_kept(self.local.boundaries[lout].shape):
+        shape = self.local.boundaries[lout].shape
+        if len(self.images) * int(torch.Size(shape).numel()) > MAX_KEPT_VALUES:
             return self.run(self.local.name, 0, lout, self.local.preprocess(self.images[indices.numpy()]))
         if lout not in self._prefixes:
             # Input and logits serve every path, of the rest one at a time is enough: paths come in any order.
             self._prefixes = {k: v for k, v in self._prefixes.items() if k in (0, self.local.num_blocks)}
-            self._prefixes[lout] = self.run(self.local.name, 0, lout, self.local.preprocess(self.images))
-        return self._prefixes[lout][indices]
-
-    def is_kept(self, shape: Shape) -> bool:
-        """Whether activations of ``shape`` of all images are few enough to be kept."""
-        return len(self.images) * int(torch.Size(shape).numel()) <= MAX_CACHED_VALUES
+        kept, wanted = self._prefixes.get(lout), whole_batches(int(indices.max()) + 1)
+        if kept is None or len(kept) < wanted:
+            missing = self.local.preprocess(self.images[0 if kept is None else len(kept) : wanted])
+            new = self.run(self.local.name, 0, lout, missing)
+            kept = self._prefixes[lout] = new if kept is None else torch.cat([kept, new])
+        return kept[indices]
 
     def mode(self, service: str) -> ExecutionMode:
         """The mode in which the server of ``service`` runs."""
@@ -61,6 +65,11 @@ class Activations:
         return in_batches(LegRunner(list(self.services[service].blocks[start:stop]), self.mode(service), self.device), value)
 
 
-def in_batches(run: Callable[[Tensor], Tensor], value: Tensor, batch_size: int = 64) -> Tensor:
+def in_batches(run: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """``run`` over ``value`` in batches, joined again."""
-    return torch.cat([run(part) for part in value.split(batch_size)])
+    return torch.cat([run(part) for part in value.split(BATCH)])
+
+
+def whole_batches(count: int) -> int:
+    """``count`` rounded up to whole batches: what is computed in parts then has the same bits as what is computed at once."""
+    return -(-count // BATCH) * BATCH

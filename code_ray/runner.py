@@ -50,6 +50,19 @@ def walk(path: InferencePath, placement: Placement) -> tuple[Leg, ...]:
     return tuple(legs)
 
 
+def walk_apart(path: InferencePath, placement: Placement) -> tuple[tuple[Leg, ...], tuple[Leg, ...]]:
+    """The legs of ``path`` in two parts: what comes before its last link, and that link with what follows."""
+    parts: tuple[list[Leg], list[Leg]] = ([], [])
+    for leg in walk(path, placement):
+        cut = next((i for i, step in enumerate(leg.steps) if step == path.link_slots[-1]), len(leg.steps))
+        # Once the link was met everything lies behind it.
+        pieces = ((), leg.steps) if parts[1] else (leg.steps[:cut], leg.steps[cut:])
+        for part, steps in zip(parts, pieces, strict=True):
+            if steps:
+                part.append(Leg(leg.provider, steps))
+    return tuple(parts[0]), tuple(parts[1])
+
+
 def _link_owner(slot: LinkSlot, local: str) -> str:
     """The service with which a link lives: the host it enters, else the one it leaves, else the local one."""
     return slot.target[0] if slot.target[0] != local else slot.source[0]
@@ -106,24 +119,23 @@ class LegRunner:
 
 
 class PathRunner:
-    """Runs a whole path in one process, leg by leg, as the servers do.
+    """Runs legs in one process, one after another, as the servers do: those of a whole path, or a part of them.
 
     ``modes`` gives the execution mode by provider.
     """
 
     def __init__(
         self,
-        path: InferencePath,
+        legs: Sequence[Leg],
         services: Mapping[str, Service],
         links: Mapping[str, Link],
-        placement: Placement,
         modes: Callable[[str], ExecutionMode],
         device: str = "cpu",
     ) -> None:
-        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider), device) for leg in walk(path, placement)]
+        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider), device) for leg in legs]
 
     def __call__(self, inputs: Tensor, batch_size: int = 64) -> Tensor:
-        """Logits (n, classes) for preprocessed inputs (n, *input_shape), computed in batches."""
+        """What the last leg makes (n, *shape), float32 (a path's logits), of what the first expects, computed in batches."""
         outputs = []
         for value in inputs.split(batch_size):
             for leg in self.legs:

@@ -8,9 +8,12 @@ the path are trained together on cross-entropy mixed with distillation from the 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +24,10 @@ from torch.nn import functional
 from code_ray.activations import Activations, in_batches
 from code_ray.blocks import ExecutionMode, optimise
 from code_ray.data import DataSet, Split
+from code_ray.link_inputs import LinkInputs
 from code_ray.links import Link, fit_link
 from code_ray.path import InferencePath, LinkSlot
-from code_ray.runner import PathRunner, Placement, make_links
+from code_ray.runner import PathRunner, Placement, make_links, walk, walk_apart
 from code_ray.service import Service
 
 WARM_UP_STEPS = 50
@@ -98,6 +102,8 @@ class Trainer:
         self.device = device
         self.train = data.train.head(recipe.samples)
         self.activations = Activations(services, local, self.train.images, placement, modes, device)
+        splits = {"train": self.train, "validation": data.validation, "test": data.test}
+        self.link_inputs = LinkInputs(services, local, splits, placement, modes, device)
 
     def train_path(self, path: InferencePath, seed: int, *, fit_only: bool = False) -> TrainedPath:
         """Fit, train and validate the links of ``path``; ``fit_only`` stops after least squares.
@@ -111,7 +117,7 @@ class Trainer:
         accuracy_fit = accuracy = training.screen_accuracy()
         if path.link_slots and not fit_only:
             training.advance(self.recipe.total_steps)
-            accuracy = self.accuracy(path, training.links, self.data.validation)
+            accuracy = training.accuracy("validation")
         return TrainedPath(path, training.links, accuracy_fit, accuracy, time.monotonic() - started)
 
     def may_fit(self, slot: LinkSlot) -> bool:
@@ -125,7 +131,7 @@ class Trainer:
 
     def predictions(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Predicted class of each image of ``split``."""
-        runner = PathRunner(path, self.services, links, self.placement, self.modes, self.device)
+        runner = PathRunner(walk(path, self.placement), self.services, links, self.modes, self.device)
         return np.asarray(runner(self.local.preprocess(split.images)).argmax(1).numpy())
 
 
@@ -155,14 +161,15 @@ class LinkTraining:
         for number, stage in enumerate(self._stages):
             target = self._fit_target(stage.slot, count)
             if target is not None:
-                value = in_batches(self._activations(self._stages[:number]), torch.arange(count))
-                fit_link(stage.link, value, target)
+                fit_link(stage.link, self._inputs(number)(torch.arange(count)), target)
 
     def advance(self, steps: int) -> None:
         """Train until ``steps`` batches of the recipe's total have been seen."""
         recipe = self._trainer.recipe
         for stage in self._stages:
             stage.move(self._trainer.device)
+        if self._stages:  # another path may have been trained since the last pause
+            self._trainer.link_inputs.turn_to(self.path, self.links)
         while self.steps < min(steps, recipe.total_steps):
             if self.steps == 0 and recipe.steps > 0:
                 self._descent = _Descent(self, len(self._stages) - 1, recipe.steps, recipe.learning_rate, self._seed)
@@ -176,8 +183,21 @@ class LinkTraining:
 
     def screen_accuracy(self) -> float:
         """Accuracy on the first ``screen_samples`` validation images."""
+        return self.accuracy("validation", self._trainer.recipe.screen_samples)
+
+    def accuracy(self, split: Literal["validation", "test"], count: int | None = None) -> float:
+        """What ``Trainer.accuracy`` says of the links as they are, on the first ``count`` images (default: all) of a split;
+        what reaches the last link is run once for all paths that begin alike.
+        """
         trainer = self._trainer
-        return trainer.accuracy(self.path, self.links, trainer.data.validation.head(trainer.recipe.screen_samples))
+        inputs, images = trainer.link_inputs, trainer.link_inputs.splits[split].head(count or sys.maxsize)
+        if not self.path.link_slots:
+            return trainer.accuracy(self.path, self.links, images)
+        inputs.turn_to(self.path, self.links)
+        _, legs = walk_apart(self.path, trainer.placement)
+        runner = PathRunner(legs, trainer.services, self.links, trainer.modes, trainer.device)
+        logits = in_batches(lambda indices: runner(inputs.rows(split, indices)), torch.arange(len(images)))
+        return float((logits.argmax(1).numpy() == images.labels).mean())
 
     def _make_stages(self) -> list[_Stage]:
         """Each link with the frozen blocks behind it (none behind a link to the logits)."""
@@ -188,14 +208,18 @@ class LinkTraining:
             stages.append(_Stage(slot, self.links[slot.key], optimise(nn.Sequential(*blocks), mode), mode))
         return stages
 
-    def _activations(self, stages: list[_Stage]) -> Callable[[Tensor], Tensor]:
-        """Training image indices -> activations behind ``stages``, whose links are as they are now; no gradients."""
+    def _inputs(self, number: int) -> Callable[[Tensor], Tensor]:
+        """Training image indices -> what reaches link ``number``, with the links before it as they are now; no gradients."""
+        trainer = self._trainer
+        if number == len(self._stages) - 1:
+            trainer.link_inputs.turn_to(self.path, self.links)
+            return partial(trainer.link_inputs.rows, "train")
 
         @torch.no_grad()
         def compute(indices: Tensor) -> Tensor:
-            value = self._trainer.activations.behind(self.path.lout, indices)
-            for stage in stages:
-                value = stage(value)
+            value = trainer.activations.behind(self.path.lout, indices)
+            for stage in self._stages[:number]:
+                value = in_batches(stage, value)
             return value
 
         return compute
@@ -216,9 +240,7 @@ class _Descent:
         trainer = training._trainer
         self._trainer = trainer
         self._stages = training._stages[first:]
-        self._before = training._activations(training._stages[:first])
-        if first > 0 and trainer.activations.is_kept(self._stages[0].link.spec.in_shape):
-            self._before = in_batches(self._before, torch.arange(len(trainer.train))).__getitem__
+        self._inputs = training._inputs(first)
         self._labels = torch.from_numpy(trainer.train.labels)
         parameters = [parameter for stage in self._stages for parameter in stage.link.parameters()]
         self._optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
@@ -229,7 +251,7 @@ class _Descent:
     def step(self) -> None:
         recipe = self._trainer.recipe
         batch = self._order[(torch.arange(recipe.batch_size) + self._done * recipe.batch_size) % len(self._order)]
-        value = self._before(batch)
+        value = self._inputs(batch)
         for stage in self._stages:
             value = stage(value)
         teacher = self._trainer.activations.behind(self._trainer.local.num_blocks, batch)

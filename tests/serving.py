@@ -30,7 +30,7 @@ from code_ray.links import Link
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.plan import Plan, PlannedPath, path_id, save_links
 from code_ray.policy import ORIGINAL
-from code_ray.runner import PathRunner
+from code_ray.runner import PathRunner, walk
 from code_ray.service import Preprocessing, Service, build_service
 from code_ray.training import Recipe, Trainer
 from code_ray.zoo import BUILDERS
@@ -70,7 +70,7 @@ class Run:
 
     def logits(self, name: str, images: Images) -> npt.NDArray[np.float32]:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
-        runner = PathRunner(self.paths[name], self.services, self.links[name], PLACEMENT, lambda _: ExecutionMode())
+        runner = PathRunner(walk(self.paths[name], PLACEMENT), self.services, self.links[name], lambda _: ExecutionMode())
         return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
 
 

@@ -150,7 +150,7 @@ def test_legs_together_compute_what_the_modules_do_one_by_one(
     torch.manual_seed(0)
     links = make_links(path, tiny_services)
     inputs = tiny_services["tiny"].preprocess(digits.test.images[:10])
-    runner = PathRunner(path, tiny_services, links, placement, lambda _: ExecutionMode())
+    runner = PathRunner(walk(path, placement), tiny_services, links, lambda _: ExecutionMode())
     expected = by_hand(path, tiny_services, dict(links), inputs)
     assert expected.shape == (10, 10)
     torch.testing.assert_close(runner(inputs), expected, rtol=1e-5, atol=1e-6)
@@ -158,7 +158,7 @@ def test_legs_together_compute_what_the_modules_do_one_by_one(
 
 def test_the_batch_size_does_not_change_the_logits(tiny_services: dict[str, Service], digits: DataSet) -> None:
     path = cross(1, 2, 4, 5)
-    runner = PathRunner(path, tiny_services, make_links(path, tiny_services), PLACEMENT, lambda _: ExecutionMode())
+    runner = PathRunner(walk(path, PLACEMENT), tiny_services, make_links(path, tiny_services), lambda _: ExecutionMode())
     inputs = tiny_services["tiny"].preprocess(digits.test.images[:33])
     expected = runner(inputs, batch_size=33)
     for batch_size in (1, 7, 16, 64):
@@ -168,7 +168,7 @@ def test_the_batch_size_does_not_change_the_logits(tiny_services: dict[str, Serv
 def test_every_provider_runs_in_its_own_mode(tiny_services: dict[str, Service]) -> None:
     path = cross(1, 2, 4, 5)
     modes = {"a": ExecutionMode(), "b": ExecutionMode("bfloat16", channels_last=True)}
-    runner = PathRunner(path, tiny_services, make_links(path, tiny_services), PLACEMENT, modes.__getitem__)
+    runner = PathRunner(walk(path, PLACEMENT), tiny_services, make_links(path, tiny_services), modes.__getitem__)
     assert [leg.mode for leg in runner.legs] == [modes["a"], modes["b"], modes["a"]]
     assert [{parameter.dtype for parameter in leg.module.parameters()} for leg in runner.legs] == [
         {torch.float32},

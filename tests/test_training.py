@@ -1,6 +1,7 @@
 """Training: only links learn, they start from a fit, and the same seed gives the same links to the bit (DESIGN 3.4)."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from code_ray import activations
+from code_ray import activations, link_inputs
 from code_ray.blocks import ExecutionMode, content_hash
 from code_ray.data import DataSet
 from code_ray.links import Link
@@ -211,7 +212,8 @@ def test_activations_too_many_to_keep_give_the_same_links(
     path: InferencePath, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = make_trainer().train_path(path, seed=0)
-    monkeypatch.setattr(activations, "MAX_CACHED_VALUES", 0)
+    for module in (activations, link_inputs):
+        monkeypatch.setattr(module, "MAX_KEPT_VALUES", 0)
     computed = make_trainer().train_path(path, seed=0)
     for a, b in zip(weights(kept.links), weights(computed.links), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -237,6 +239,33 @@ def test_another_local_service_gives_other_links(make_trainer: MakeTrainer, tiny
 def test_a_recipe_that_cannot_be_followed_is_refused(field: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(field))):
         Recipe.model_validate(field)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_accuracy_in_training_is_that_of_the_whole_path_run_at_once(path: InferencePath, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    training = LinkTraining(trainer, path, seed=3)
+    training.fit()
+    for rung in (4, 12):
+        training.advance(rung)
+        for split in (trainer.data.validation, trainer.data.test):
+            name: Literal["validation", "test"] = "test" if split is trainer.data.test else "validation"
+            assert training.accuracy(name) == trainer.accuracy(path, training.links, split)
+            assert training.accuracy(name, 50) == trainer.accuracy(path, training.links, split.head(50))
+
+
+def test_two_trainings_in_turn_do_not_disturb_each_other(make_trainer: MakeTrainer) -> None:
+    alone = [make_trainer().train_path(path, seed=3) for path in PATHS[:2]]
+    trainer = make_trainer()
+    trainings = [LinkTraining(trainer, path, seed=3) for path in PATHS[:2]]
+    for training in trainings:
+        training.fit()
+    for rung in (2, 5, 12):
+        for training in trainings:
+            training.advance(rung)
+    for one, training in zip(alone, trainings, strict=True):
+        assert same(one.links, training.links)
+        assert one.accuracy == training.accuracy("validation")
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
