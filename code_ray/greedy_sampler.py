@@ -1,37 +1,37 @@
-"""Algorithm 1 repaired: screen with least-squares links, then train by expected improvement (DESIGN 2.5)."""
+"""Algorithm 1 repaired: score paths cheaply, then train by expected improvement (DESIGN 2.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from code_ray.acquisition import expected_improvement
+from code_ray.acquisition import NODES, expected_improvement
+from code_ray.forecast import after_rung, after_score, from_z, noise_std, to_z
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
-from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor
-from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
+from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
+from code_ray.sampler import Left, Proposal, Sampler, Stopping
+from code_ray.scoring import Score
+from code_ray.scoring_design import BATCH, groups_of, scoring_design
 from code_ray.space import Candidate, feature_matrix
 from code_ray.throughput import FloatArray
 
-LEFT_AFTER_TRAINING = {True: 0.5, False: 0.85}
-"""Share of the loss of least-squares links that training leaves, about, for paths that end in the local head (.4 to .6 on
-Fashion-MNIST) and for those whose last link makes the logits (.8 to .95). A screened path is judged by the loss it would have
-then: a plan under a loss limit wants little from a path that loses much."""
+WORTH_SCORING = 0.2
+"""A batch takes in paths with at least this share of the expected improvement of its best."""
 
-HOPELESS = 0.25
-"""A path that loses this much, as a fraction, serves no plan; the predictor is not told how much more it loses."""
+LEAST_TRAININGS = 2
+"""So many paths are trained before a search may end because it expects nothing: until then its forecasts are untested."""
 
 
 class GreedySampler(Sampler):
     """Algorithm 1 repaired. ``predictor``: gp, or constant and random to compare with.
 
-    ``screen`` paths are tried with least-squares links alone: a third of them without a host (the rivals: where the space is
-    small, all of them), a third spread over the faster half of those with a host, the rest where such links promise most. Then
-    the initial design is trained, the best of these with a host and the two best without, then the largest expected improvement
-    of the objective among what was screened, then among the rest. No path is trained twice, and the best set is kept, not the
-    last path.
+    At first some paths are scored: those without a host (the rivals) and, of each host, a few groups far apart. From then on
+    the path with the largest expected improvement of the objective is next: it is trained where it was scored, else scored with
+    the best of its group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to
+    the best 1 / ``reduction`` there. No path is trained twice, and the best set is kept, not the last path.
     """
 
     def __init__(
@@ -43,149 +43,164 @@ class GreedySampler(Sampler):
         *,
         predictor: Literal["gp", "constant", "random"] = "gp",
         screen: int = 24,
+        reduction: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__(candidates, objective, stopping)
         self._rng = np.random.default_rng(seed)
-        self._seed = seed
-        self._predictor = predictor
         self._features = feature_matrix([c.path for c in self.candidates], hosts)
-        self._fits: dict[InferencePath, float] = {}  # screened paths: what training may make of them
+        self._predictor: Predictor | None = None
+        if candidates and predictor != "random":
+            kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
+            self._predictor = kind(self._features, seed)
+        self._screen = screen if predictor == "gp" else 0
+        self._forecasts: dict[int, float] = {}  # scored paths: z after training, as the score says
         self._dropped: set[InferencePath] = set()
-        self._screen = 0 if predictor == "random" else min(screen, len(self.candidates))
-        self._first_screened = self._spread(self._screen // 3, with_host=False) + self._spread((self._screen + 1) // 3, with_host=True)
-        self._initial: list[InferencePath] | None = None
+        self._reduction = reduction
+        self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
+        self._at_rung: dict[InferencePath, tuple[float, float]] = {}  # the same at a path's last rung
+        self._stopped: set[InferencePath] = set()
+        self._groups = groups_of(self.candidates)
+        seconds = np.maximum(*objective.pair_seconds(self.candidates))
+        self._design = scoring_design(self._groups, self._features, seconds, list(hosts), self._screen, self._rng) if self._screen else []
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> tuple[Proposal, ...]:
         if self.stopped_because:
-            return None
-        screening, in_flight = self._paths_in_flight("fit"), self._paths_in_flight("trained")
-        path = self._next_screened(screening)
-        if path is not None:
-            return self._propose(Proposal(path, "fit"))
-        if screening:
-            return None
-        open_indices = self._open_indices({*self.trained, *in_flight})
+            return ()
+        if batch := next(filter(None, map(self._unscored, self._design)), None):
+            return self._propose(batch, "fit")
+        if self._design and not self._forecasts and self._pending:
+            return ()  # what to do next depends on what these say
+        in_flight = [self.index[p.path] for p in self._pending if p.fidelity == "trained"]
+        open_indices = self._open(in_flight)
         if len(self.trained) + len(in_flight) >= self.stopping.max_trainings or not open_indices:
-            if not in_flight:
+            if not self._pending:
                 self.stopped_because = self._budget_spent if open_indices else "every path was trained"
-            return None
-        return self._propose(Proposal(self._next_path(open_indices, in_flight), "trained"))
+            return ()
+        if self._predictor is None:
+            return self._propose([int(self._rng.choice(open_indices))], "trained")
+        return self._by_expected_improvement(self._predictor, open_indices, in_flight)
 
-    def tell(self, proposal: Proposal, accuracy: float, accuracy_fit: float | None = None) -> None:
-        """Record an accuracy; a full training also tells what its least-squares links reached."""
+    def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
         super().tell(proposal, accuracy)
-        if proposal.fidelity == "fit":
-            self._fits[proposal.path] = self._after_training(proposal.path, accuracy)
-            return
-        if self._initial is None:  # a resumed search: the initial design does not count there either
-            self._initial = self._initial_design()
-        before = self.objective.value(self.known)
-        self.trained[proposal.path] = accuracy
-        if accuracy_fit is not None:
-            self._fits[proposal.path] = self._after_training(proposal.path, accuracy_fit)
-        if proposal.path not in self._initial:
+        if score is not None:
+            self._forecasts[self.index[proposal.path]] = after_score(score, proposal.path.ends_in_head)
+        if proposal.fidelity == "trained":
+            before = self.objective.value(self.known)
+            self.trained[proposal.path] = accuracy
             self._count_gain(before, self.objective.value(self.known))
+
+    def keep_training(self, path: InferencePath, steps: int, share: float, loss_points: float) -> bool:
+        """Asynchronous successive halving: go on where the path adds as much to a plan as the best 1 / ``reduction`` of all that
+        came to this rung, each by what was expected of it there.
+        """
+        self._at_rung[path] = forecast = after_rung(loss_points, share)
+        rung = self._rungs.setdefault(steps, {})
+        rung[path] = forecast
+        gains = {other: self._gain_alone(other, *rung[other]) for other in rung}
+        kept = sorted(gains.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
+        return self._predictor is None or gains[path] >= kept[-1]
+
+    def stop(self, path: InferencePath) -> None:
+        super().stop(path)
+        self._stopped.add(path)
 
     def drop(self, proposal: Proposal) -> None:
         super().drop(proposal)
         self._dropped.add(proposal.path)
 
-    def _propose(self, proposal: Proposal) -> Proposal:
-        self._pending.add(proposal)
-        return proposal
-
-    def _paths_in_flight(self, fidelity: Fidelity) -> set[InferencePath]:
-        return {proposal.path for proposal in self._pending if proposal.fidelity == fidelity}
-
-    def _open_indices(self, taken: set[InferencePath]) -> list[int]:
-        return [i for i, c in enumerate(self.candidates) if c.path not in taken and c.path not in self._dropped]
-
-    def _next_screened(self, screening: set[InferencePath]) -> InferencePath | None:
-        """The next path to screen; None where enough are, or the first results must come back."""
-        taken = {*self._fits, *screening}
-        open_indices = self._open_indices(taken)
-        if len(taken) + len(self._dropped) >= self._screen or not open_indices or self.trained:
+    def expected_range(self, path: InferencePath) -> tuple[float, float] | None:
+        if self._predictor is None:
             return None
-        for path in self._first_screened:
-            if path not in taken and path not in self._dropped:
-                return path
-        if not self._fits:
-            return None if screening else self.candidates[open_indices[0]].path
-        return self._most_promising(open_indices, screening, self._costed(self._fits), 0.0)
+        mean, std = self._predictor.predict(self._measured(), [self.index[path]])
+        spread = 1.96 * np.hypot(std, noise_std(mean))
+        low, high = (float(a) for a in self._accuracies(np.concatenate([mean + spread, mean - spread])))
+        return low, high
 
-    def _next_path(self, open_indices: list[int], in_flight: set[InferencePath]) -> InferencePath:
-        if self._predictor == "random":
-            return self.candidates[int(self._rng.choice(open_indices))].path
-        if self._initial is None:
-            self._initial = self._initial_design()
-        for path in self._initial:
-            if path not in self.trained and path not in in_flight and path not in self._dropped:
-                return path
-        # A few seconds of screening say more of a path than its neighbours do: screened ones first.
-        screened = [i for i in open_indices if self.candidates[i].path in self._fits]
-        return self._most_promising(screened or open_indices, in_flight, self.known, 1.0)
+    @property
+    def left(self) -> Left | None:
+        open_indices = self._open([])
+        if self._predictor is None or not open_indices:
+            return None
+        mean, std = self._predictor.predict(self._measured(), open_indices)
+        good = self._accuracies(mean - 1.96 * std)
+        bound = self.objective.values_with(self.known, [self.candidates[i] for i in open_indices], good[None])
+        return Left(len(open_indices), float(self._gains(open_indices, mean, std, self.known).max()), float(bound.max()))
 
-    def _most_promising(self, open_indices: list[int], in_flight: set[InferencePath], known: Known, fidelity: float) -> InferencePath:
-        """The open path with the largest expected improvement over ``known`` at a fidelity."""
-        candidates = [self.candidates[i] for i in open_indices]
-        mean, std, flying = self._predict(open_indices, in_flight, fidelity)
-        # What is in flight counts as if it came out as predicted, so that the next trial asks something else.
-        known = {**known, **self._costed(flying)}
-        gains = expected_improvement(lambda a: self.objective.values_with(known, candidates, a), mean, std, self.objective.value(known))
-        if gains.max() > 0:
-            return candidates[int(gains.argmax())].path
-        # Nothing is expected to gain: spend the trial where most is unknown.
-        return candidates[int(std.argmax())].path
-
-    def _after_training(self, path: InferencePath, accuracy_fit: float) -> float:
-        """What training may make of the accuracy of least-squares links."""
-        loss = self.objective.accuracy_original - accuracy_fit
-        return self.objective.accuracy_original - (LEFT_AFTER_TRAINING[path.ends_in_head] * loss if loss > 0 else loss)
-
-    def _costed(self, accuracies: Mapping[InferencePath, float]) -> Known:
-        return {path: (self.candidates[self.index[path]].cost, accuracy) for path, accuracy in accuracies.items()}
-
-    def _predict(
-        self, open_indices: list[int], in_flight: set[InferencePath], fidelity: float
-    ) -> tuple[FloatArray, FloatArray, dict[InferencePath, float]]:
-        """Mean and deviation of the accuracy of open paths, and the mean of those in flight."""
-        rows, accuracies = [], []
-        for known_fidelity, results in ((0.0, self._fits), (1.0, self.trained)):
-            for path, accuracy in results.items():
-                rows.append(np.append(self._features[self.index[path]], known_fidelity))
-                accuracies.append(max(accuracy, self.objective.accuracy_original - HOPELESS))
-        flying = [self.index[path] for path in in_flight]
-        asked = np.array([np.append(self._features[i], fidelity) for i in [*open_indices, *flying]])
+    def _by_expected_improvement(self, predictor: Predictor, open_indices: list[int], in_flight: list[int]) -> tuple[Proposal, ...]:
+        """Score or train where most is expected; nothing where too little is."""
+        mean, std = predictor.predict(self._measured(), [*open_indices, *in_flight])
         n = len(open_indices)
-        if not rows:  # nothing was screened: begin with the path that would serve most if it lost nothing
-            prior = self.objective.accuracy_original
-            return np.full(n, prior), np.zeros(n), dict.fromkeys(in_flight, prior)
-        model = ConstantPredictor() if self._predictor == "constant" else GaussianProcessPredictor(asked.shape[1], self._seed)
-        model.fit(np.array(rows), np.array(accuracies))
-        mean, std = model.predict(asked)
-        return mean[:n], std[:n], {self.candidates[i].path: float(m) for i, m in zip(flying, mean[n:], strict=True)}
+        # What is in flight counts as if it came out as predicted, so that the next trial asks something else.
+        flying = self._accuracies(mean[n:])
+        known = {
+            **self.known,
+            **{self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)},
+        }
+        gains = self._gains(open_indices, mean[:n], std[:n], known)
+        if gains.max() < self.stopping.epsilon:
+            if self._pending:
+                return ()
+            if len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
+                self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
+                return ()
+            # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
+            hopes = self._accuracies(mean[:n] - 2 * std[:n])
+            gains = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+        scorable = {index for group in self._groups.values() for index in self._unscored(group)}
+        best = open_indices[int(gains.argmax())]
+        if best in scorable:
+            worth = {i: g for i, g in zip(open_indices, gains, strict=True) if i in scorable and g >= WORTH_SCORING * gains.max()}
+            group = next(group for group in self._groups.values() if best in group)
+            batch = sorted((i for i in group if i in worth), key=lambda i: -worth[i])
+            return self._propose(batch[: min(BATCH, self._scores_left)], "fit")
+        being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
+        ready = [k for k, i in enumerate(open_indices) if i not in being_scored]
+        if not ready:
+            return ()
+        return self._propose([open_indices[max(ready, key=lambda k: gains[k])]], "trained")
 
-    def _initial_design(self) -> list[InferencePath]:
-        """The best screened path with a host and the two best without, by the objective at the accuracy they may reach."""
-        design: list[InferencePath] = []
-        for with_host, count in ((True, 1), (False, 2)):
-            fits = {p: a for p, a in self._fits.items() if bool(p.hosts) == with_host and p in self.index}
-            for _ in range(min(count, len(fits))):
-                chosen = self._costed({path: fits[path] for path in design if path in fits})
-                left = self._costed({path: accuracy for path, accuracy in fits.items() if path not in design})
-                worth = {path: self.objective.value({**chosen, path: entry}) for path, entry in left.items()}
-                design.append(max(worth, key=lambda path: worth[path]))
-        return design
+    def _gains(self, indices: list[int], mean: FloatArray, std: FloatArray, known: Known) -> FloatArray:
+        """Expected improvement of the objective over ``known`` from each path."""
+        candidates = [self.candidates[i] for i in indices]
+        accuracies = self._accuracies(mean + NODES[:, None] * std)
+        return expected_improvement(self.objective.values_with(known, candidates, accuracies), self.objective.value(known))
 
-    def _spread(self, count: int, *, with_host: bool) -> list[InferencePath]:
-        """``count`` paths far from each other, fastest first (farthest-point design); of those with a host in the faster half."""
-        indices = [i for i, c in enumerate(self.candidates) if bool(c.path.hosts) == with_host]
-        tau_l, tau_h = self.objective.pair_seconds([self.candidates[i] for i in indices])
-        order = [indices[i] for i in np.argsort(np.maximum(tau_l, tau_h))]
-        pool = order[: max(count, len(order) // 2)] if with_host else order
-        chosen = [pool.pop(0)] if pool and count else []
-        while pool and len(chosen) < count:
-            gaps = np.abs(self._features[pool][:, None] - self._features[chosen][None]).sum(axis=2).min(axis=1)
-            chosen.append(pool.pop(int(gaps.argmax())))
-        return [self.candidates[i].path for i in chosen]
+    def _gain_alone(self, path: InferencePath, z: float, std: float) -> float:
+        """Expected improvement from ``path`` over all other paths that were trained."""
+        known = {other: entry for other, entry in self.known.items() if other != path}
+        return float(self._gains([self.index[path]], np.array([z]), np.array([std]), known)[0])
+
+    def _accuracies(self, z: FloatArray) -> FloatArray:
+        return self.objective.accuracies(from_z(z))
+
+    def _measured(self) -> Measured:
+        finals = {self.index[path]: float(to_z(self.objective.loss_points(a))) for path, a in self.trained.items()}
+        return Measured(self._forecasts, finals, {self.index[path]: self._at_rung[path] for path in self._stopped})
+
+    def _propose(self, indices: Iterable[int], fidelity: Literal["fit", "trained"]) -> tuple[Proposal, ...]:
+        proposals = tuple(Proposal(self.candidates[i].path, fidelity) for i in indices)
+        self._pending.update(proposals)
+        return proposals
+
+    def _open(self, in_flight: Sequence[int]) -> list[int]:
+        """Paths that may still be trained."""
+        closed = {*in_flight, *(self.index[path] for path in (*self.trained, *self._stopped, *self._dropped))}
+        return [i for i in range(len(self.candidates)) if i not in closed]
+
+    @property
+    def _scores_left(self) -> int:
+        return self._screen - len(self._forecasts) - sum(p.fidelity == "fit" for p in self._pending) - len(self._dropped)
+
+    def _unscored(self, group: Sequence[int]) -> list[int]:
+        """Members of a group that may be scored now."""
+        waiting = {p.path for p in self._pending}
+        free = [
+            i
+            for i in group
+            if i not in self._forecasts
+            and (p := self.candidates[i].path) not in waiting
+            and p not in self.trained
+            and p not in self._dropped
+        ]
+        return free[: max(0, self._scores_left)]

@@ -34,6 +34,14 @@ class Objective(ABC):
         """T0, seconds per sample of the original path on the local server."""
         return self.original.cost.at(self.local_provider)
 
+    def loss_points(self, accuracy: FloatArray | float) -> FloatArray:
+        """What an accuracy (a fraction) loses against the original, in points."""
+        return np.asarray(100 * (self.accuracy_original - np.asarray(accuracy)))
+
+    def accuracies(self, loss_points: FloatArray) -> FloatArray:
+        """The accuracies (fractions) that lose so many points."""
+        return np.asarray(np.clip(self.accuracy_original - loss_points / 100, 0.0, 1.0))
+
     @abstractmethod
     def value(self, known: Known) -> float:
         """Value of the best plan from the original and ``known`` paths (cost, accuracy); 1 is the original alone or F of it."""
@@ -77,7 +85,7 @@ class PlanObjective(Objective):
 
     def _columns(self, shares: FloatArray, accuracies: FloatArray) -> FloatArray:
         """Columns of the programme: server rows and the loss row, in points above the limit."""
-        return np.column_stack([shares, 100 * (self.accuracy_original - accuracies) - self.limits.loss_points])
+        return np.column_stack([shares, self.loss_points(accuracies) - self.limits.loss_points])
 
 
 class PaperObjective(Objective):

@@ -1,51 +1,110 @@
-"""Predict the accuracy of untrained paths from those measured so far."""
+"""Predict what untrained paths would lose from those scored and trained so far, on the scale of ``forecast``."""
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
+from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z, noise_std
 from code_ray.throughput import FloatArray
 
 
-class GaussianProcessPredictor:
-    """Gaussian process, Matern 5/2 with one length a feature, hyper-parameters fitted at every ``fit``.
-
-    The last column of the features is the fidelity (0 least squares only, 1 trained): cheap scores and full trainings
-    inform each other through it.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured: ``forecasts`` index -> z after training as the path's score says, ``finals`` index -> z of the trained
+    path, ``partial`` index -> (z forecast from a training that was stopped, its standard deviation).
     """
 
-    def __init__(self, num_features: int, seed: int) -> None:
-        kernel = ConstantKernel(1.0, (0.05, 50.0)) * Matern(np.ones(num_features), (0.1, 20.0), nu=2.5) + WhiteKernel(0.01, (1e-4, 0.5))
-        self._model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=seed)
-
-    def fit(self, features: FloatArray, accuracies: FloatArray) -> None:
-        """features (n, d), accuracies (n,) as fractions."""
-        with warnings.catch_warnings():
-            # With a dozen points some length always ends at its bound; the bound is the prior.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model.fit(features, accuracies)
-
-    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation of the accuracy, each (n,)."""
-        mean, std = self._model.predict(features, return_std=True)
-        return np.asarray(mean), np.asarray(std)
+    forecasts: Mapping[int, float]
+    finals: Mapping[int, float]
+    partial: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
 
-class ConstantPredictor:
-    """The comparison every search must beat: each path is as accurate as the average one seen so far."""
+class Predictor(ABC):
+    """Predicts z of paths by index into ``features`` (n, d)."""
 
-    def __init__(self) -> None:
-        self._mean, self._std = 0.5, 0.2
+    def __init__(self, features: FloatArray, seed: int) -> None:
+        self.features = features
+        self.seed = seed
 
-    def fit(self, features: FloatArray, accuracies: FloatArray) -> None:
-        """features are ignored, accuracies (n,)."""
-        self._mean, self._std = float(np.mean(accuracies)), float(np.std(accuracies))
+    @abstractmethod
+    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of z of paths ``indices``, noise of a single training left out; each (len(indices),)."""
 
-    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation of the accuracy, each (n,)."""
-        return np.full(len(features), self._mean), np.full(len(features), self._std)
+
+class GaussianProcessPredictor(Predictor):
+    """Two Gaussian processes (Matern 5/2) one on the other, hyper-parameters fitted to the data.
+
+    The first runs over forecasts from scores: there are many of them, and where a path was scored it says just that. The second
+    runs over what trained paths turned out to be beside that first one: it learns how far scores can be trusted here. Each is
+    what is left over after the one before, so that both variances add up.
+    """
+
+    _SCORES = ConstantKernel(1.0, (0.1, 20.0))
+    _ERRORS = ConstantKernel(0.1, (1e-3, 1.0)) * Matern(1.0, (0.3, 5.0), nu=2.5) + ConstantKernel(0.1, (1e-3, 1.0))
+
+    def __init__(self, features: FloatArray, seed: int) -> None:
+        super().__init__(features, seed)
+        scale = features.std(axis=0)
+        self._scaled = features / np.where(scale > 0, scale, 1.0)
+        self._lengths: Kernel = self._SCORES * Matern(np.full(features.shape[1], 2.0), (0.3, 30.0), nu=2.5) + WhiteKernel(0.01, (1e-4, 0.3))
+        self._fitted_to = 0
+
+    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+        trained = [*measured.finals, *measured.partial]
+        prior, prior_std = self._from_scores(measured.forecasts, [*trained, *indices])
+        if not trained:
+            return prior, prior_std
+        n = len(trained)
+        results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
+        noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
+        points = np.column_stack([self._scaled[[*trained, *indices]] / np.sqrt(self._scaled.shape[1]), prior])
+        model = GaussianProcessRegressor(
+            self._ERRORS, alpha=noise**2 + prior_std[:n] ** 2, optimizer="fmin_l_bfgs_b" if n >= 4 else None, random_state=self.seed
+        )
+        _fit(model, points[:n], results - prior[:n])
+        error, error_std = model.predict(points[n:], return_std=True)
+        return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
+
+    def _from_scores(self, forecasts: Mapping[int, float], indices: list[int]) -> tuple[FloatArray, FloatArray]:
+        """What scores say of paths: those scored for certain, others by their neighbours."""
+        if len(forecasts) < 2:
+            mean = next(iter(forecasts.values()), UNKNOWN_Z)
+            prior, std = np.full(len(indices), mean), np.full(len(indices), UNKNOWN_STD)
+        else:
+            values = np.array(list(forecasts.values()))
+            # Hyper-parameters move little once a third more was seen.
+            again = len(forecasts) >= 1.3 * self._fitted_to
+            model = GaussianProcessRegressor(
+                self._lengths, normalize_y=True, optimizer="fmin_l_bfgs_b" if again else None, random_state=self.seed
+            )
+            _fit(model, self._scaled[list(forecasts)], values)
+            if again:
+                self._lengths, self._fitted_to = model.kernel_, len(forecasts)
+            prior, std = model.predict(self._scaled[indices], return_std=True)
+        scored = np.array([index in forecasts for index in indices], dtype=np.bool_)
+        said = np.array([forecasts.get(index, 0.0) for index in indices])
+        return np.where(scored, said, prior), np.where(scored, 0.0, std)
+
+
+def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:
+    with warnings.catch_warnings():
+        # With a dozen points some length always ends at its bound; the bound is the prior.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, values)
+
+
+class ConstantPredictor(Predictor):
+    """The comparison every search must beat: each path loses as much as the average one trained so far."""
+
+    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+        values = list(measured.finals.values()) or [UNKNOWN_Z]
+        spread = float(np.std(values)) if len(values) > 1 else UNKNOWN_STD
+        return np.full(len(indices), np.mean(values)), np.full(len(indices), spread)

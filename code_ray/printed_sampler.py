@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from code_ray.forecast import from_z, to_z
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
-from code_ray.predictor import GaussianProcessPredictor
+from code_ray.predictor import GaussianProcessPredictor, Measured
 from code_ray.sampler import Proposal, Sampler, Stopping
+from code_ray.scoring import Score
 from code_ray.space import Candidate, feature_matrix
 
 
@@ -22,27 +24,26 @@ class PrintedSampler(Sampler):
         self, candidates: Sequence[Candidate], objective: Objective, stopping: Stopping, hosts: Mapping[str, int], *, seed: int = 0
     ) -> None:
         super().__init__(candidates, objective, stopping)
-        self._seed = seed
-        self._features = feature_matrix([c.path for c in self.candidates], hosts)
+        self._predictor = GaussianProcessPredictor(feature_matrix([c.path for c in self.candidates], hosts), seed)
         self._q: dict[InferencePath, float] = {}
         self._previous = -1.0
         self._last: InferencePath | None = None
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> tuple[Proposal, ...]:
         while not self.stopped_because and not self._pending:
             self._predict_all()
             path = max(self._q, key=lambda p: self._q[p])
             if path not in self.trained:
                 if len(self.trained) >= self.stopping.max_trainings:
                     self.stopped_because = self._budget_spent
-                    return None
+                    return ()
                 proposal = Proposal(path, "trained")
                 self._pending.add(proposal)
-                return proposal
+                return (proposal,)
             self._end_stage(path)
-        return None
+        return ()
 
-    def tell(self, proposal: Proposal, accuracy: float, accuracy_fit: float | None = None) -> None:
+    def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
         """Record the accuracy of the path just trained."""
         super().tell(proposal, accuracy)
         self.trained[proposal.path] = accuracy
@@ -63,13 +64,10 @@ class PrintedSampler(Sampler):
         self._previous, self._last = value, path
 
     def _predict_all(self) -> None:
-        if self.trained:
-            rows = self._features[[self.index[path] for path in self.trained]]
-            model = GaussianProcessPredictor(rows.shape[1], self._seed)
-            model.fit(rows, np.array(list(self.trained.values())))
-            mean = model.predict(self._features)[0]
-        else:
-            mean = np.full(len(self.candidates), self.objective.accuracy_original)
-        values = self.objective.values_with({}, self.candidates, mean[None])[0]
+        measured = Measured({}, {self.index[p]: float(to_z(self.objective.loss_points(a))) for p, a in self.trained.items()})
+        # The first forecast is A_0 for all.
+        mean = self._predictor.predict(measured, list(range(len(self.candidates))))[0] if self.trained else np.zeros(len(self.candidates))
+        accuracies = self.objective.accuracies(from_z(mean))
+        values = self.objective.values_with({}, self.candidates, accuracies[None])[0]
         for candidate, value in zip(self.candidates, values, strict=True):
             self._q[candidate.path] = max(self._q.get(candidate.path, -np.inf), float(value))

@@ -12,10 +12,11 @@ from typing import Literal
 
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
+from code_ray.scoring import Score
 from code_ray.space import Candidate
 
-Fidelity = Literal["fit", "trained"]
-"""``fit``: least-squares links only; ``trained``: the full recipe."""
+Fidelity = Literal["fit", "stopped", "trained"]
+"""``fit``: least-squares links only; ``trained``: the full recipe; ``stopped``: a training that was given up at a rung."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a search ends: ``patience`` full trainings in a row without a gain of ``epsilon`` (c_stop), or the budget.
+    """When a search ends: ``patience`` full trainings in a row without a gain of ``epsilon`` (c_stop), no path left from which
+    as much is expected, or the budget.
 
     ``epsilon`` is in units of the objective and should be at least two of its standard errors.
     """
@@ -36,6 +38,17 @@ class Stopping:
     max_trainings: int
     patience: int
     epsilon: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left when a search ends: how many paths, the largest gain of the objective expected from training one of them,
+    and the largest value a plan with one of them would have if the path came out at the good end of its 95 % interval.
+    """
+
+    paths: int
+    expected_improvement: float
+    bound: float
 
 
 class Sampler(ABC):
@@ -52,12 +65,23 @@ class Sampler(ABC):
         self._without_gain = 0
 
     @abstractmethod
-    def ask(self) -> Proposal | None:
-        """The next proposal; None where there is none now (something is in flight) or none ever (``stopped_because``)."""
+    def ask(self) -> tuple[Proposal, ...]:
+        """What to evaluate next: one path to train, or some to score together.
 
-    def tell(self, proposal: Proposal, accuracy: float, accuracy_fit: float | None = None) -> None:
-        """Record a measured validation accuracy (a fraction); ``accuracy_fit`` is that of the least-squares links."""
+        Empty where there is nothing now (something is in flight) or nothing ever (``stopped_because``).
+        """
+
+    def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
+        """Record a measured validation accuracy (a fraction); of least-squares links, the whole score."""
         self._pending.discard(proposal)
+
+    def keep_training(self, path: InferencePath, steps: int, share: float, loss_points: float) -> bool:
+        """Whether a training goes on that has come to a rung of ``steps`` batches, ``share`` of them all, and loses so much now."""
+        return True
+
+    def stop(self, path: InferencePath) -> None:
+        """Record that the training of ``path`` was stopped at its last rung."""
+        self._pending.discard(Proposal(path, "trained"))
 
     def drop(self, proposal: Proposal) -> None:
         """Forget a proposal whose evaluation failed; it is not proposed again."""
@@ -76,6 +100,15 @@ class Sampler(ABC):
     @property
     def _budget_spent(self) -> str:
         return f"the budget of {self.stopping.max_trainings} trainings is spent"
+
+    def expected_range(self, path: InferencePath) -> tuple[float, float] | None:
+        """What a training of ``path`` is expected to reach, an interval of 95 % of accuracies; None where nothing is forecast."""
+        return None
+
+    @property
+    def left(self) -> Left | None:
+        """What the paths that were not trained may hold; None where nothing is forecast, or no path is left."""
+        return None
 
     def _count_gain(self, before: float, after: float) -> None:
         """The stop rule: c_stop results in a row that gain less than epsilon."""

@@ -32,12 +32,13 @@ EXPLAINED_SAMPLES = 128
 class Score:
     """What least-squares links say of a path, on the first ``screen_samples`` validation images.
 
-    ``accuracy`` a fraction; ``divergence`` the mean KL(original || path) in nats: much less noisy than the accuracy;
+    ``accuracy`` a fraction; ``loss_points`` what is lost against the original on the same images; ``divergence`` the mean KL(original || path) in nats: much less noisy than the accuracy;
     ``explained`` the share of the variance of what the last link should make that it does make; ``seconds`` the path's share
     of what its batch took.
     """
 
     accuracy: float
+    loss_points: float
     divergence: float
     explained: float
     seconds: float
@@ -63,7 +64,6 @@ class Scorer:
         self._screen = trainer.data.validation.head(trainer.recipe.screen_samples)
         self._runners: dict[tuple[str, int, int], LegRunner] = {}
         self._targets: dict[tuple[str, int, int], _Values] = {}
-        self._original = self._at(trainer.local.name, trainer.local.num_blocks, self._screen.images)
 
     @torch.no_grad()
     def score(self, paths: Sequence[InferencePath]) -> dict[InferencePath, Score]:
@@ -78,7 +78,8 @@ class Scorer:
         found = dict(self._behind(inputs, 0, 0, list(paths)))
         self._targets.clear()
         seconds = (time.monotonic() - started) / max(1, len(found))
-        return {path: Score(*numbers, seconds) for path, numbers in found.items()}
+        original = self._trainer.screen_accuracy
+        return {p: Score(a, 100 * (original - a), divergence, explained, seconds) for p, (a, divergence, explained) in found.items()}
 
     def _behind(self, values: _Values, depth: int, start: int, paths: list[InferencePath]) -> Iterator[_Found]:
         """Run segment ``depth`` of ``paths``, which agree up to its start, once for all its stops."""
@@ -121,7 +122,10 @@ class Scorer:
         logits = logits.cpu().float()
         accuracy = (logits.argmax(1) == torch.from_numpy(self._screen.labels)).float().mean()
         divergence = functional.kl_div(
-            functional.log_softmax(logits, 1), functional.log_softmax(self._original, 1), reduction="batchmean", log_target=True
+            functional.log_softmax(logits, 1),
+            functional.log_softmax(self._trainer.screen_logits, 1),
+            reduction="batchmean",
+            log_target=True,
         )
         return float(accuracy), float(divergence)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,53 +25,13 @@ from code_ray.data import DataSet, Split
 from code_ray.link_inputs import LinkInputs
 from code_ray.links import Link, fit_link
 from code_ray.path import InferencePath, LinkSlot
+from code_ray.recipe import Recipe
 from code_ray.runner import PathRunner, Placement, make_links, walk, walk_apart
 from code_ray.service import Service
 
 WARM_UP_STEPS = 50
 """AdamW's first steps are as long as the learning rate whatever the gradient: without a warm-up they undo the least-squares
 start, which cost 0.3 to 2.9 points at the end."""
-
-
-class Recipe(BaseModel):
-    """How links are trained. The same recipe serves every path, host and control.
-
-    After the least-squares fit, ``steps`` train the last link alone, on activations computed once (what lies before it is
-    constant then, which makes a step many times cheaper), and ``joint_steps`` train all links together.
-    Least-squares links are validated on the first ``screen_samples`` validation images, trained ones on all.
-    ``fit_entry``: an entry link into hin > 1 is fitted to what the host's own blocks make of calibration images, so the host
-    must see ``fit_samples`` of them; off, such links start at random.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    samples: int = Field(12_000, ge=1)
-    fit_samples: int = Field(1_000, ge=2)
-    screen_samples: int = Field(1_500, ge=1)
-    steps: int = Field(300, ge=0)
-    learning_rate: float = Field(1e-3, gt=0)
-    joint_steps: int = Field(150, ge=0)
-    joint_learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(32, ge=1)
-    distillation: float = Field(0.9, ge=0, le=1)
-    temperature: float = Field(2.0, gt=0)
-    fit_entry: bool = True
-
-    @property
-    def total_steps(self) -> int:
-        """Batches of a full training."""
-        return self.steps + self.joint_steps
-
-
-@dataclass(frozen=True)
-class TrainedPath:
-    """Links of a path after training, with the validation accuracy before (``accuracy_fit``) and after."""
-
-    path: InferencePath
-    links: Mapping[str, Link]
-    accuracy_fit: float
-    accuracy: float
-    seconds: float
 
 
 class Trainer:
@@ -105,20 +63,17 @@ class Trainer:
         splits = {"train": self.train, "validation": data.validation, "test": data.test}
         self.link_inputs = LinkInputs(services, local, splits, placement, modes, device)
 
-    def train_path(self, path: InferencePath, seed: int, *, fit_only: bool = False) -> TrainedPath:
-        """Fit, train and validate the links of ``path``; ``fit_only`` stops after least squares.
+    @cached_property
+    def screen_logits(self) -> Tensor:
+        """Logits of the original on the first ``screen_samples`` validation images: what cheap measurements are compared with."""
+        images = self.data.validation.head(self.recipe.screen_samples).images
+        return self.activations.run(self.local.name, 0, self.local.num_blocks, self.local.preprocess(images)).cpu().float()
 
-        Raises:
-            LinkError: where a link cannot be built or fitted.
-        """
-        started = time.monotonic()
-        training = LinkTraining(self, path, seed)
-        training.fit()
-        accuracy_fit = accuracy = training.screen_accuracy()
-        if path.link_slots and not fit_only:
-            training.advance(self.recipe.total_steps)
-            accuracy = training.accuracy("validation")
-        return TrainedPath(path, training.links, accuracy_fit, accuracy, time.monotonic() - started)
+    @property
+    def screen_accuracy(self) -> float:
+        """Accuracy of the original on those images."""
+        labels = self.data.validation.head(self.recipe.screen_samples).labels
+        return float((self.screen_logits.argmax(1).numpy() == labels).mean())
 
     def may_fit(self, slot: LinkSlot) -> bool:
         """Whether what the link at ``slot`` should make may be known: a host may have to see images for it."""

@@ -5,8 +5,8 @@ Knows no Tune. A resumed search replays its journal into a new campaign and goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from code_ray.controls import control_paths
@@ -15,9 +15,14 @@ from code_ray.objective import Known
 from code_ray.path import InferencePath, parse_path
 from code_ray.printed_sampler import PrintedSampler
 from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
+from code_ray.scoring import Score
 from search.problem import Problem
 
 Role = Literal["search", "random_host", "links_only", "skip", "confirm"]
+
+
+SCORE_FIELDS = tuple(field.name for field in fields(Score))
+"""What the record of a scored path holds of its score."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Campaign:
         self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
-        self._kept: Job | None = None
+        self._kept: tuple[Job, ...] = ()
+        self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
 
     @property
@@ -58,25 +64,24 @@ class Campaign:
         return self._rest == [] and not self._in_flight
 
     def nothing_to_do(self) -> bool:
-        """Whether the journal holds all there is to measure; a job found on the way is what ``ask`` hands out next."""
-        if self._kept is None:
-            self._kept = self.ask()
-        return self._kept is None and self.finished
+        """Whether the journal holds all there is to measure; what is found on the way is what ``ask`` hands out next."""
+        self._kept = self._kept or self.ask()
+        return not self._kept and self.finished
 
-    def ask(self) -> Job | None:
-        """The next job; None where something in flight must come back first, or nothing is left."""
-        if self._kept is not None:
-            kept, self._kept = self._kept, None
+    def ask(self) -> tuple[Job, ...]:
+        """The next jobs, to be done together; empty where something in flight must come back first, or nothing is left."""
+        if self._kept:
+            kept, self._kept = self._kept, ()
             return kept
         if self.sampler.stopped_because is None:
-            proposal = self.sampler.ask()
-            if proposal is not None:
-                return self._hand_out(Job(proposal.path, proposal.fidelity, self.problem.config.seed, "search"))
+            proposals = self.sampler.ask()
+            if proposals:
+                return self._hand_out(*(Job(p.path, p.fidelity, self.problem.config.seed, "search") for p in proposals))
         if self.sampler.stopped_because is None or any(job.role == "search" for job in self._in_flight):
-            return None
+            return ()
         if self._rest is None:
             self._rest = [job for job in self._closing_jobs() if job not in self.records and job not in self.failures]
-        return self._hand_out(self._rest.pop(0)) if self._rest else None
+        return self._hand_out(self._rest.pop(0)) if self._rest else ()
 
     def tell(self, job: Job, record: dict[str, Any]) -> None:
         """Take the measured record of a job and put it on disk.
@@ -84,8 +89,24 @@ class Campaign:
         Raises:
             ArtifactError: where the journal cannot be written; everything told before stays.
         """
+        if (expected := self._expected.pop(job, None)) is not None:
+            record = {**record, "expected_low": expected[0], "expected_high": expected[1]}
         self.problem.run.journal.append({**job.to_config(), **record})
         self._take(job, record)
+
+    def keep_training(self, job: Job, rung: Mapping[str, float]) -> bool:
+        """Whether a training that has come to a rung (its steps, their share of all, the loss there) goes on."""
+        return self.sampler.keep_training(job.path, int(rung["steps"]), rung["share"], rung["loss_points"])
+
+    def tell_stopped(self, job: Job, record: dict[str, Any]) -> None:
+        """Take the record of a training that was stopped at a rung, and put it on disk.
+
+        Raises:
+            ArtifactError: as ``tell``.
+        """
+        self._in_flight.discard(job)
+        self._expected.pop(job, None)
+        self.tell(replace(job, fidelity="stopped"), record)
 
     def fail(self, job: Job, reason: str) -> None:
         """Note that a job could not be done; the search goes on without it."""
@@ -116,15 +137,23 @@ class Campaign:
         rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
         return max(crosses, key=lambda path: (rates[path], objective.value({path: known[path]})))
 
-    def _hand_out(self, job: Job) -> Job:
-        self._in_flight.add(job)
-        return job
+    def _hand_out(self, *jobs: Job) -> tuple[Job, ...]:
+        self._in_flight.update(jobs)
+        for job in jobs:
+            if job.role == "search" and job.fidelity == "trained":
+                self._expected[job] = self.sampler.expected_range(job.path)
+        return jobs
 
     def _take(self, job: Job, record: dict[str, Any]) -> None:
         self._in_flight.discard(job)
         self.records[job] = record
-        if job.role == "search":
-            self.sampler.tell(Proposal(job.path, job.fidelity), record["accuracy"], record["accuracy_fit"])
+        if job.role != "search":
+            return
+        if job.fidelity == "stopped":
+            self.sampler.stop(job.path)
+        else:
+            score = Score(*(record[name] for name in SCORE_FIELDS)) if job.fidelity == "fit" else None
+            self.sampler.tell(Proposal(job.path, job.fidelity), record["accuracy"], score)
 
     def _replay(self) -> None:
         known = {candidate.path for candidate in self.problem.candidates}
@@ -133,6 +162,8 @@ class Campaign:
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
             if job.role != "search" or job.path in known:
+                for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
+                    self.keep_training(job, rung)
                 self._take(job, record)
 
     def _closing_jobs(self) -> Iterator[Job]:
@@ -155,5 +186,12 @@ def _make_sampler(problem: Problem) -> Sampler:
     if config.sampler == "printed":
         return PrintedSampler(problem.candidates, problem.objective, stopping, hosts, seed=config.seed)
     return GreedySampler(
-        problem.candidates, problem.objective, stopping, hosts, predictor=config.sampler, screen=config.screen, seed=config.seed
+        problem.candidates,
+        problem.objective,
+        stopping,
+        hosts,
+        predictor=config.sampler,
+        screen=config.screen,
+        reduction=config.reduction,
+        seed=config.seed,
     )

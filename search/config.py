@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from code_ray.errors import ConfigError
 from code_ray.path import Kind
-from code_ray.training import Recipe
+from code_ray.recipe import Recipe
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
@@ -63,6 +63,8 @@ class SearchConfig(BaseModel):
     reward: RewardConfig = RewardConfig()
     sampler: Literal["gp", "constant", "random", "printed"] = "gp"
     screen: int = Field(24, ge=0)
+    rungs: tuple[int, ...] = ()
+    reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()
     confirm: int = Field(3, ge=0)
     controls: bool = True
@@ -83,6 +85,8 @@ class SearchConfig(BaseModel):
                 raise ValueError(f"the hosts at provider {self.placement[name]!r} share one server; give them the same kappa")
         if "original" in self.kinds:
             raise ValueError("'kinds' cannot hold 'original': it is always a part of the plan")
+        if list(self.rungs) != sorted({*self.rungs}) or any(not 0 < rung < self.recipe.total_steps for rung in self.rungs):
+            raise ValueError(f"'rungs' {list(self.rungs)} must rise, between the first and the last of {self.recipe.total_steps} steps")
         if wrong := [name for name in self.placement.values() if not _PROVIDER_NAME.fullmatch(name)]:
             raise ValueError(f"provider {wrong[0]!r} cannot name a folder; use letters, digits, '.', '_' and '-' in 'providers'")
         by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)

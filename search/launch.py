@@ -20,7 +20,7 @@ from search.campaign import Campaign
 from search.config import SearchConfig
 from search.problem import load_inputs, prepare
 from search.report import read_result, write_report
-from search.searcher import CampaignSearcher
+from search.searcher import CampaignSearcher, RungScheduler
 from search.trial import PathTrial
 
 
@@ -47,6 +47,8 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
     if not campaign.nothing_to_do():
         _run_on_tune(campaign, say)
     with _writing(out):
+        # No trial runs any more.
+        torch.set_num_threads(config.concurrency)
         return write_report(campaign, time.monotonic() - started)
 
 
@@ -82,6 +84,7 @@ def _run_on_tune(campaign: Campaign, say: Callable[[str], None]) -> None:
                 metric="accuracy",
                 mode="max",
                 search_alg=searcher,
+                scheduler=RungScheduler(searcher),
                 num_samples=-1,
                 max_concurrent_trials=config.concurrency,
                 reuse_actors=True,

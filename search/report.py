@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
         "objective": problem.config.objective,
         "seed": problem.config.seed,
         "stopped_because": campaign.sampler.stopped_because,
+        "left": None if (left := campaign.sampler.left) is None else asdict(left),
+        "forecast_coverage": _coverage(campaign),
         "verdict": verdict(arm),
     }
     table.to_csv(run.evaluations_file, index=False)
@@ -111,11 +114,13 @@ def evaluations_table(campaign: Campaign) -> pd.DataFrame:
                 "host_efficiency": host_efficiency(problem.objective.original_seconds, tau_l, tau_h),
                 "pair_throughput_ratio": arm.throughput_ratio,
                 "pair_loss_points": arm.loss_points,
+                **{name: record.get(name) for name in ("divergence", "explained", "expected_low", "expected_high")},
                 "seconds": record["seconds"],
             }
         )
     columns = ["path", "fidelity", "seed", "role", "kind", "vector", "rank", "accuracy_fit", "accuracy", "loss_points"]
-    columns += ["tau_local_ms", "tau_host_ms", "host_efficiency", "pair_throughput_ratio", "pair_loss_points", "seconds"]
+    columns += ["tau_local_ms", "tau_host_ms", "host_efficiency", "pair_throughput_ratio", "pair_loss_points"]
+    columns += ["divergence", "explained", "expected_low", "expected_high", "seconds"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -123,6 +128,15 @@ def _leading_path(arm: Arm) -> InferencePath:
     """The path other than the original that carries most, or the original where it is alone."""
     others = [(rate, path) for path, rate in zip(arm.paths[1:], arm.mixture.rates[1:], strict=True) if rate > 0]
     return max(others)[1] if others else arm.paths[0]
+
+
+def _coverage(campaign: Campaign) -> dict[str, float] | None:
+    """How often a training came out within the 95 % interval that was forecast for it; None where nothing was forecast."""
+    forecast = [record for record in campaign.records.values() if "expected_low" in record]
+    if not forecast:
+        return None
+    inside = sum(record["expected_low"] <= record["accuracy"] <= record["expected_high"] for record in forecast)
+    return {"nominal": 0.95, "share_inside": inside / len(forecast), "trainings": len(forecast)}
 
 
 def _best(problem: Problem, campaign: Campaign, arm: Arm, hits: Any) -> dict[str, Any]:

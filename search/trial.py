@@ -1,9 +1,11 @@
-"""One Tune trial: train or fit the links of one path in a worker that stays warm."""
+"""One Tune trial: train the links of one path, or score some paths, in a worker that stays warm."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,30 @@ from ray import tune
 
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.data import load_data
-from code_ray.errors import ArtifactError, CodeRayError, ServiceError
+from code_ray.errors import ArtifactError, CodeRayError, LinkError, ServiceError
 from code_ray.path import InferencePath
 from code_ray.plan import path_id, save_links
 from code_ray.profiling import Profile
-from code_ray.training import Trainer
+from code_ray.scoring import Scorer
+from code_ray.service import Service
+from code_ray.training import LinkTraining, Trainer
 from search.campaign import Job
 from search.config import SearchConfig
 from search.problem import load_services
 
 CALIBRATION_IMAGES = 512
+
+
+Outcome = dict[str, Any]
+"""What came of a job: ``record`` (accuracies, seconds, link hashes, and when it ran, in seconds since 1970) or ``failure``, why
+it could not be done."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A training on its way; ``record`` is what is kept of it should it be stopped here."""
+
+    record: dict[str, Any]
 
 
 class Worker:
@@ -37,34 +53,70 @@ class Worker:
         data = load_data(config.data)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device)
+        self.scorer = Scorer(self.trainer)
 
-    def run(self, job: Job) -> dict[str, Any]:
-        """Do one job; the record holds accuracies, seconds, link hashes, and when it ran (seconds since 1970).
+    def score(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Score paths together.
 
         Raises:
-            IntegrityError: where a frozen block changed before or during training.
-            ArtifactError: where the links cannot be written.
-            LinkError: where the links cannot be built or fitted.
+            IntegrityError: where a frozen block changed before or meanwhile.
         """
         started = time.time()
-        self._ensure_hosts(job.path)
-        involved = [self.services[name] for name in (job.path.local, *job.path.hosts)]
-        for service in involved:
-            service.verify()
-        trained = self.trainer.train_path(job.path, job.seed, fit_only=job.fidelity == "fit")
-        for service in involved:
-            service.verify()
+        services = self._verified(jobs)
+        outcomes = self._score(jobs)
+        _verify(services)
+        times = {"started": started, "finished": time.time()}
+        return [{"record": {**o["record"], **times}} if "record" in o else o for o in outcomes]
+
+    def _score(self, jobs: Sequence[Job]) -> list[Outcome]:
+        try:
+            scores = self.scorer.score([job.path for job in jobs])
+        except LinkError as error:
+            # One of them cannot be fitted: the others are done alone.
+            return [{"failure": str(error)}] if len(jobs) == 1 else [outcome for job in jobs for outcome in self._score([job])]
+        return [{"record": {**asdict(scores[job.path]), "accuracy_fit": scores[job.path].accuracy, "link_hashes": {}}} for job in jobs]
+
+    def train(self, job: Job) -> Iterator[Rung | Outcome]:
+        """Train one path: what it has come to at every rung, and at last its outcome. A caller who has seen enough stops.
+
+        Raises:
+            IntegrityError: where a frozen block changed before or meanwhile.
+            ArtifactError: where links cannot be written.
+        """
+        started, begun = time.time(), time.monotonic()
+        services = self._verified([job])
+        recipe = self.config.recipe
+        try:
+            training = LinkTraining(self.trainer, job.path, job.seed)
+            training.fit()
+        except LinkError as error:
+            yield {"failure": str(error)}
+            return
+        accuracy_fit = training.screen_accuracy()
+        rungs: list[dict[str, float]] = []
+        for steps in self.config.rungs if job.role == "search" else ():
+            training.advance(steps)
+            accuracy = training.screen_accuracy()
+            lost = 100 * (self.trainer.screen_accuracy - accuracy)
+            rungs.append({"steps": steps, "share": steps / recipe.total_steps, "accuracy": accuracy, "loss_points": lost})
+            so_far = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
+            yield Rung({**so_far, "link_hashes": {}, "started": started, "finished": time.time()})
+        training.advance(recipe.total_steps)
+        accuracy = training.accuracy("validation")
+        _verify(services)
         hashes: dict[str, str] = {}
-        if job.role == "search" and job.fidelity == "trained":
-            hashes = save_links(job.path, path_id(job.path, self.services), trained.links, self.placement, self.stores_dir)
-        return {
-            "accuracy": trained.accuracy,
-            "accuracy_fit": trained.accuracy_fit,
-            "seconds": trained.seconds,
-            "link_hashes": hashes,
-            "started": started,
-            "finished": time.time(),
-        }
+        if job.role == "search":
+            hashes = save_links(job.path, path_id(job.path, self.services), training.links, self.placement, self.stores_dir)
+        whole = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
+        yield {"record": {**whole, "link_hashes": hashes, "started": started, "finished": time.time()}}
+
+    def _verified(self, jobs: Sequence[Job]) -> list[Service]:
+        """The services that ``jobs`` use, found whole."""
+        for job in jobs:
+            self._ensure_hosts(job.path)
+        services = [self.services[name] for name in dict.fromkeys(name for job in jobs for name in (job.path.local, *job.path.hosts))]
+        _verify(services)
+        return services
 
     def _ensure_hosts(self, path: InferencePath) -> None:
         """Make the random-weight control of a host when a path first asks for it."""
@@ -76,45 +128,62 @@ class Worker:
                 self.placement[name] = self.placement[host]
 
 
+def _verify(services: Sequence[Service]) -> None:
+    for service in services:
+        service.verify()
+
+
 @lru_cache(maxsize=1)
 def _worker(config_json: str, profile_json: str, stores_dir: str) -> Worker:
     return Worker(SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json), Path(stores_dir))
 
 
 class PathTrial(tune.Trainable):
-    """The trainable: its config is a ``Job``; one ``step`` does all of it. Actors are reused between jobs."""
+    """The trainable: its config holds jobs to do together. A step goes to the next rung of a training, or to the end. Actors are
+    reused between trials.
+    """
 
     def setup(self, config: dict[str, Any], settings: dict[str, str] | None = None) -> None:
         """Load services and data, or find them loaded by the trial before."""
         assert settings is not None
         self._settings = settings
-        self._job = config
+        self._config = config
+        self._training: Iterator[Rung | Outcome] | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next job in the same process."""
-        self._job = new_config
+        """Take the next jobs in the same process."""
+        self._config = new_config
+        self._training = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the job. What went wrong for a reason we know comes back as text: Tune would only keep its traceback."""
+        """Go on. What went wrong for a reason we know comes back as text: Tune would only keep its traceback."""
         try:
-            worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"])
-            job = Job.from_config(self._job, worker.services[worker.config.local].num_blocks)
-            record = worker.run(job)
-            # As text: Tune flattens nested results and loses empty ones.
-            return {"accuracy": record["accuracy"], "record": json.dumps(record), "done": True}
+            outcomes = self._go_on()
         except (ArtifactError, ServiceError) as error:
-            return {**_no_result("fatal", error), "fatal_kind": type(error).__name__}
+            # Tune stops the whole run where a result lacks the metric.
+            return {"accuracy": float("nan"), "fatal": str(error), "fatal_kind": type(error).__name__, "done": True}
         except CodeRayError as error:
-            return _no_result("failure", error)
+            outcomes = [{"failure": str(error)}] * len(self._config["jobs"])
+        if isinstance(outcomes, Rung):
+            return {"accuracy": outcomes.record["accuracy"], "rung": json.dumps(outcomes.record), "done": False}
+        best = max((outcome["record"]["accuracy"] for outcome in outcomes if "record" in outcome), default=float("nan"))
+        # As text: Tune flattens nested results and loses empty ones.
+        return {"accuracy": best, "outcomes": json.dumps(outcomes), "done": True}
+
+    def _go_on(self) -> Rung | list[Outcome]:
+        worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"])
+        if self._training is None:
+            blocks = worker.services[worker.config.local].num_blocks
+            jobs = [Job.from_config(job, blocks) for job in self._config["jobs"]]
+            if jobs[0].fidelity == "fit":
+                return worker.score(jobs)
+            self._training = worker.train(jobs[0])
+        found = next(self._training)
+        return found if isinstance(found, Rung) else [found]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to keep: a trial is one step, and its result goes to the journal."""
+        """Nothing to keep: the results go to the journal."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to restore."""
-
-
-def _no_result(kind: str, error: CodeRayError) -> dict[str, Any]:
-    # Tune stops the whole run where a result lacks the metric.
-    return {"accuracy": float("nan"), kind: str(error), "done": True}

@@ -11,6 +11,7 @@ from code_ray.path import InferencePath, original_path
 from code_ray.printed_sampler import PrintedSampler
 from code_ray.reward import Reward
 from code_ray.sampler import Proposal, Sampler, Stopping
+from code_ray.scoring import Score
 from code_ray.space import Candidate, enumerate_paths
 from code_ray.throughput import Limits, PathCost
 
@@ -72,25 +73,31 @@ def sampler(
     return GreedySampler(candidates, objective, stopping, HOSTS, predictor=name, screen=screen, seed=seed)
 
 
+def score(path: InferencePath) -> Score:
+    """What least-squares links say of a path."""
+    return Score(accuracy_fit(path), divergence=0.1, explained=0.5, seconds=0.1)
+
+
 def evaluate(of: Sampler, proposal: Proposal) -> None:
     """Tell what the landscape measures."""
     if proposal.fidelity == "fit":
-        of.tell(proposal, accuracy_fit(proposal.path))
+        of.tell(proposal, accuracy_fit(proposal.path), score(proposal.path))
     else:
-        of.tell(proposal, accuracy(proposal.path), accuracy_fit(proposal.path))
+        of.tell(proposal, accuracy(proposal.path))
 
 
-def ask(of: Sampler) -> Proposal:
-    proposal = of.ask()
-    assert proposal is not None
-    return proposal
+def ask(of: Sampler) -> tuple[Proposal, ...]:
+    proposals = of.ask()
+    assert proposals
+    return proposals
 
 
 def run(of: Sampler) -> Iterator[Proposal]:
     """Every proposal until the sampler stops, one at a time."""
-    while proposal := of.ask():
-        yield proposal
-        evaluate(of, proposal)
+    while proposals := of.ask():
+        for proposal in proposals:
+            yield proposal
+            evaluate(of, proposal)
     assert of.stopped_because is not None
 
 

@@ -30,9 +30,10 @@ from code_ray.links import Link
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.plan import Plan, PlannedPath, path_id, save_links
 from code_ray.policy import ORIGINAL
+from code_ray.recipe import Recipe
 from code_ray.runner import PathRunner, walk
 from code_ray.service import Preprocessing, Service, build_service
-from code_ray.training import Recipe, Trainer
+from code_ray.training import Trainer
 from code_ray.zoo import BUILDERS
 from deployments.config import ProviderOptions
 

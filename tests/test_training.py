@@ -15,9 +15,10 @@ from code_ray.blocks import ExecutionMode, content_hash
 from code_ray.data import DataSet
 from code_ray.links import Link
 from code_ray.path import InferencePath, original_path, parse_path, path_from_vector
+from code_ray.recipe import Recipe
 from code_ray.runner import make_links
 from code_ray.service import Service
-from code_ray.training import LinkTraining, Recipe, TrainedPath, Trainer
+from code_ray.training import LinkTraining, TrainedPath, Trainer
 from code_ray.zoo import get_service
 
 PLACEMENT = {"tiny": "a", "host": "b", "second": "c"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from code_ray.path import InferencePath
+from code_ray.recipe import Recipe
 from code_ray.service import Service
 from code_ray.space import enumerate_paths
-from code_ray.training import Recipe
 
 RECIPE = Recipe(samples=12_000, fit_samples=1_000, screen_samples=1_000, steps=200, joint_steps=100)
 RUNGS = (25, 50, 100, 200)

@@ -1,0 +1,35 @@
+"""How links are trained: numbers alone, the same for every path, host and control."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    """How links are trained. The same recipe serves every path, host and control.
+
+    After the least-squares fit, ``steps`` train the last link alone, on activations computed once (what lies before it is
+    constant then, which makes a step many times cheaper), and ``joint_steps`` train all links together.
+    Least-squares links are validated on the first ``screen_samples`` validation images, trained ones on all.
+    ``fit_entry``: an entry link into hin > 1 is fitted to what the host's own blocks make of calibration images, so the host
+    must see ``fit_samples`` of them; off, such links start at random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(12_000, ge=1)
+    fit_samples: int = Field(1_000, ge=2)
+    screen_samples: int = Field(1_500, ge=1)
+    steps: int = Field(300, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    joint_steps: int = Field(150, ge=0)
+    joint_learning_rate: float = Field(5e-4, gt=0)
+    batch_size: int = Field(32, ge=1)
+    distillation: float = Field(0.9, ge=0, le=1)
+    temperature: float = Field(2.0, gt=0)
+    fit_entry: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of a full training."""
+        return self.steps + self.joint_steps

@@ -1,0 +1,61 @@
+"""Which paths a search scores first, and which paths are cheap to score together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from code_ray.space import Candidate
+from code_ray.throughput import FloatArray
+
+BATCH = 8
+"""Paths scored together at most."""
+
+Group = tuple[object, ...]
+
+
+def groups_of(candidates: Sequence[Candidate]) -> dict[Group, list[int]]:
+    """Indices of candidates that share most of what scoring them takes: those that leave the local service at the same place for
+    the same block, (host, lout, start); of those without a host all, ().
+    """
+    groups: dict[Group, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        path = candidate.path
+        key = (path.segments[1].service, path.lout, path.segments[1].start) if path.hosts else ()
+        groups.setdefault(key, []).append(index)
+    return groups
+
+
+def scoring_design(
+    groups: Mapping[Group, list[int]],
+    features: FloatArray,
+    seconds: FloatArray,
+    hosts: Sequence[str],
+    budget: int,
+    rng: np.random.Generator,
+) -> list[list[int]]:
+    """Batches of candidates far from each other: a third of ``budget`` of them without a host (the rivals), a third spread over
+    a few groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says.
+
+    ``seconds`` (n,) is what a candidate takes of the server it keeps busiest.
+    """
+    design = [_spread(groups.get((), []), features, max(1, budget // 3), rng)]
+    share = max(1, (budget + 1) // 3 // max(1, len(hosts)))
+    for host in hosts:
+        fastest = [min(group, key=lambda i: seconds[i]) for key, group in groups.items() if key and key[0] == host]
+        fastest.sort(key=lambda i: float(seconds[i]))
+        chosen = _spread(fastest[: (len(fastest) + 1) // 2], features, max(1, share // BATCH), rng)
+        by_member = {i: group for group in groups.values() for i in group}
+        design += [_spread(by_member[i], features, min(BATCH, share), rng) for i in chosen]
+    return [batch for batch in design if batch]
+
+
+def _spread(indices: Sequence[int], features: FloatArray, count: int, rng: np.random.Generator) -> list[int]:
+    """``count`` of ``indices``, one by chance and then always the one farthest from those chosen."""
+    pool = list(indices)
+    chosen = [pool.pop(int(rng.integers(len(pool))))] if pool and count else []
+    while pool and len(chosen) < count:
+        gaps = np.abs(features[pool][:, None] - features[chosen][None]).sum(axis=2).min(axis=1)
+        chosen.append(pool.pop(int(gaps.argmax())))
+    return chosen
