@@ -138,10 +138,10 @@ class GreedySampler(Sampler):
             **{self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)},
         }
         gains = self._gains(open_indices, mean[:n], std[:n], known)
-        if gains.max() < self.stopping.epsilon:
+        if gains.max() <= max(0.0, self.stopping.epsilon):
             if self._pending:
                 return ()
-            if len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
+            if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
                 self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
                 return ()
             # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.

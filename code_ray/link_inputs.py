@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -40,6 +41,7 @@ class LinkInputs:
         self._placement = placement
         self._modes = modes
         self._device = device
+        self.seconds: dict[str, float] = {}  # by split, what computing the kept rows took
         self._beginning: object = None
         self._kept: dict[str, Tensor] = {}
 
@@ -51,7 +53,7 @@ class LinkInputs:
         if beginning == self._beginning:
             return
         self._beginning = beginning
-        self._kept = {}
+        self._kept, self.seconds = {}, {}
         self._runner = PathRunner(legs, self._services, links, self._modes, self._device)
         # What a bfloat16 server makes loses nothing in bfloat16, and takes half the room.
         self._dtype = self._modes(legs[-1].provider).torch_dtype if legs else torch.float32
@@ -64,7 +66,9 @@ class LinkInputs:
             return self._runner(self._local.preprocess(images[indices.numpy()]))
         kept, wanted = self._kept.get(split), whole_batches(int(indices.max()) + 1)
         if kept is None or len(kept) < wanted:
+            started = time.monotonic()
             missing = images[0 if kept is None else len(kept) : wanted]
             new = self._runner(self._local.preprocess(missing)).to(self._dtype)
             kept = self._kept[split] = new if kept is None else torch.cat([kept, new])
+            self.seconds[split] = self.seconds.get(split, 0.0) + time.monotonic() - started
         return kept[indices].float()

@@ -47,15 +47,13 @@ class GaussianProcessPredictor(Predictor):
     what is left over after the one before, so that both variances add up.
     """
 
-    _SCORES = ConstantKernel(1.0, (0.1, 20.0))
     _ERRORS = ConstantKernel(0.1, (1e-3, 1.0)) * Matern(1.0, (0.3, 5.0), nu=2.5) + ConstantKernel(0.1, (1e-3, 1.0))
 
     def __init__(self, features: FloatArray, seed: int) -> None:
         super().__init__(features, seed)
         scale = features.std(axis=0)
         self._scaled = features / np.where(scale > 0, scale, 1.0)
-        self._lengths: Kernel = self._SCORES * Matern(np.full(features.shape[1], 2.0), (0.3, 30.0), nu=2.5) + WhiteKernel(0.01, (1e-4, 0.3))
-        self._fitted_to = 0
+        self._kernel: tuple[int, Kernel] | None = None  # fitted to so many forecasts
 
     def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
         trained = [*measured.finals, *measured.partial]
@@ -80,18 +78,28 @@ class GaussianProcessPredictor(Predictor):
             prior, std = np.full(len(indices), mean), np.full(len(indices), UNKNOWN_STD)
         else:
             values = np.array(list(forecasts.values()))
-            # Hyper-parameters move little once a third more was seen.
-            again = len(forecasts) >= 1.3 * self._fitted_to
-            model = GaussianProcessRegressor(
-                self._lengths, normalize_y=True, optimizer="fmin_l_bfgs_b" if again else None, random_state=self.seed
-            )
-            _fit(model, self._scaled[list(forecasts)], values)
-            if again:
-                self._lengths, self._fitted_to = model.kernel_, len(forecasts)
+            points = self._scaled[list(forecasts)]
+            model = GaussianProcessRegressor(self._fitted_kernel(points, values), normalize_y=True, optimizer=None)
+            _fit(model, points, values)
             prior, std = model.predict(self._scaled[indices], return_std=True)
         scored = np.array([index in forecasts for index in indices], dtype=np.bool_)
         said = np.array([forecasts.get(index, 0.0) for index in indices])
         return np.where(scored, said, prior), np.where(scored, 0.0, std)
+
+    def _fitted_kernel(self, points: FloatArray, values: FloatArray) -> Kernel:
+        """Kernel of the forecasts. It is fitted again when a third more are known, and always to the first so many of them: a
+        search that was resumed fits what the one before fitted.
+        """
+        count = 2
+        while (more := count + max(2, count // 3)) <= len(values):
+            count = more
+        if self._kernel is None or self._kernel[0] != count:
+            lengths = Matern(np.full(points.shape[1], 2.0), (0.3, 30.0), nu=2.5)
+            kernel = ConstantKernel(1.0, (0.1, 20.0)) * lengths + WhiteKernel(0.01, (1e-4, 0.3))
+            model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=self.seed)
+            _fit(model, points[:count], values[:count])
+            self._kernel = count, model.kernel_
+        return self._kernel[1]
 
 
 def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:

@@ -17,12 +17,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    samples: int = Field(12_000, ge=1)
+    samples: int = Field(9_600, ge=1)
     fit_samples: int = Field(1_000, ge=2)
-    screen_samples: int = Field(1_500, ge=1)
-    steps: int = Field(300, ge=0)
+    screen_samples: int = Field(1_000, ge=1)
+    steps: int = Field(500, ge=0)
     learning_rate: float = Field(1e-3, gt=0)
-    joint_steps: int = Field(150, ge=0)
+    joint_steps: int = Field(0, ge=0)
     joint_learning_rate: float = Field(5e-4, gt=0)
     batch_size: int = Field(32, ge=1)
     distillation: float = Field(0.9, ge=0, le=1)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from code_ray.activations import in_batches
-from code_ray.data import UInt8Array
 from code_ray.links import Link, LinkFit
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.runner import LegRunner, slot_spec
@@ -135,15 +134,17 @@ class Scorer:
         if not self._trainer.may_fit(slot):
             return None
         count = min(len(self._fit_images), link.spec.max_fit_samples)
-        key = name, position, count
-        if key not in self._targets:
-            parts = self._fit_images[:count], self._screen.images[:EXPLAINED_SAMPLES]
-            self._targets[key] = _Values(*(self._at(name, position, images) for images in parts))
-        return self._targets[key]
+        if (name, position, count) not in self._targets:
+            # Goes on from the nearest boundary already computed.
+            before = max((p for n, p, c in self._targets if (n, c) == (name, count) and p < position), default=0)
+            values = self._targets.get((name, before, count)) or self._own_inputs(name, count)
+            self._targets[name, position, count] = values.map(lambda value: self._runner(name, before, position)(value).cpu().float())
+        return self._targets[name, position, count]
 
-    def _at(self, service: str, position: int, images: UInt8Array) -> Tensor:
-        """What a service's own blocks make of images at a boundary, float32."""
-        return in_batches(self._runner(service, 0, position), self._trainer.services[service].preprocess(images)).cpu().float()
+    def _own_inputs(self, name: str, count: int) -> _Values:
+        """What a service itself would be given of the images that links are fitted to, and of those on which fits are judged."""
+        preprocess = self._trainer.services[name].preprocess
+        return _Values(preprocess(self._fit_images[:count]), preprocess(self._screen.images[:EXPLAINED_SAMPLES]))
 
     def _runner(self, service: str, start: int, stop: int) -> Callable[[Tensor], Tensor]:
         if start == stop:

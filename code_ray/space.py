@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from code_ray.path import InferencePath, Kind, path_from_vector
-from code_ray.throughput import FloatArray, PathCost
+from code_ray.throughput import FloatArray, PathCost, pair_throughput
 
 KINDS: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
 
@@ -55,6 +55,16 @@ def _vectors(kind: Kind, n: int, hosts: Mapping[str, int], min_lout: int) -> Ite
             yield from (((lo, *run, lin), host) for lo in range(min_lout, n - 1) for lin in range(lo + 1, n) for run in runs)
         if kind == "probe":
             yield from (((lout, *run), host) for lout in range(min_lout, n) for run in runs)
+
+
+def is_faster(candidate: Candidate, original: Candidate, provider: str, budgets: Mapping[str, float]) -> bool:
+    """Whether the original and ``candidate`` at maximum offload serve more than the original alone: what P' of Algorithm 1 holds."""
+    t0 = original.cost.at(provider)
+    elsewhere = {name: seconds for name, seconds in candidate.cost.seconds.items() if name != provider}
+    # The tightest host decides the rate; as if it alone did all the work there at its own kappa.
+    tau_h = max((seconds / budgets[name] for name, seconds in elsewhere.items()), default=0.0)
+    th_l, th_h = pair_throughput(t0, candidate.cost.at(provider), tau_h, 1.0)
+    return bool((th_l + th_h) * t0 > 1.0)
 
 
 def feature_matrix(paths: Sequence[InferencePath], hosts: Mapping[str, int]) -> FloatArray:

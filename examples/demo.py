@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+import yaml
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -46,11 +47,24 @@ from examples.load import Load, Measured
 from examples.pictures import draw_demo, print_table
 
 CONFIG = Path("search/configs/demo.yaml")
-ROUNDS = 5
-SECONDS = 6.0
-REQUEST_IMAGES = 128
-IN_FLIGHT = 10
 ARMS = ("original", "host_free", "pair")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What suits the machine: the search, rounds of load and the seconds of each, images a request, requests in flight."""
+
+    config: Path
+    rounds: int
+    seconds: float
+    request_images: int
+    in_flight: int
+
+
+FAST = Budget(CONFIG, rounds=5, seconds=6.0, request_images=128, in_flight=10)
+SLOW = Budget(CONFIG.with_name("demo_slow.yaml"), rounds=3, seconds=12.0, request_images=32, in_flight=6)
+SLOW_SECONDS = 0.004
+"""From so many seconds an image on a machine is slow: CPUs with bfloat16 arithmetic take about 1 ms, others 15."""
 
 
 @dataclass
@@ -66,27 +80,40 @@ def main() -> int:
     """Run the demo; 0 when it finished, 2 for what cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory of the search; demo.json and demo.png go there")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="search configuration (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--config", type=Path, help="search configuration (default: one that suits this machine)")
+    parser.add_argument("--rounds", type=int, help="rounds of load (default: as many as suit this machine)")
     options = parser.parse_args()
     try:
-        run_demo(options.config, options.out, options.rounds)
+        budget = fitting_budget()
+        run_demo(replace(budget, config=options.config or budget.config, rounds=options.rounds or budget.rounds), options.out)
     except CodeRayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run_demo(config: Path, out: Path, count: int) -> None:
-    """Search into ``out``, serve what was found for ``count`` rounds of load, write ``demo.json`` and ``demo.png`` there."""
+def fitting_budget() -> Budget:
+    """What suits this machine, by the time its local service takes for an image at its better precision."""
+    torch.set_num_threads(1)
+    service = get_service(yaml.safe_load(FAST.config.read_text())["local"])
+    images = np.zeros((16, *service.spec.preprocessing.image_shape), np.uint8)
+    runners = [LegRunner(list(service.blocks), ExecutionMode(dtype, channels_last=True)) for dtype in ("float32", "bfloat16")]
+    seconds = min(median_seconds(partial(_classify, service, runner, images), repeats=3) for runner in runners) / len(images)
+    budget = SLOW if seconds > SLOW_SECONDS else FAST
+    say(f"{service.name} takes about {1e3 * seconds:.1f} ms an image here: the demo follows {budget.config}")
+    return budget
+
+
+def run_demo(budget: Budget, out: Path) -> None:
+    """Search into ``out``, serve what was found under rounds of load, write ``demo.json`` and ``demo.png`` there."""
     started = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "search", str(config), "--out", str(out)], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "search", str(budget.config), "--out", str(out)], check=False).returncode
     if code != 0:
         raise CodeRayError(f"the search ended with exit code {code}; its message stands above")
     run = RunDirectory.open(out)
     plan = read_plan(run.plan_file)
-    rounds = measure(plan, run, count)
-    summary = summarise(rounds, plan, json.loads(run.result_file.read_text()), time.monotonic() - started)
+    rounds = measure(plan, run, budget)
+    summary = summarise(rounds, plan, json.loads(run.result_file.read_text()), budget, time.monotonic() - started)
     write_text(out / "demo.json", json.dumps(summary, indent=1) + "\n")
     draw_demo(summary, out / "demo.png")
     print_table(summary)
@@ -111,25 +138,25 @@ def deployed(run_dir: Path) -> Iterator[str]:
         ray.shutdown()
 
 
-def measure(plan: Plan, run: RunDirectory, count: int) -> Rounds:
+def measure(plan: Plan, run: RunDirectory, budget: Budget) -> Rounds:
     """Deploy ``plan`` and load each arm in every round; the order turns, so that no arm always comes first."""
     say("deploying ...")
     with deployed(run.root) as url:
-        return asyncio.run(_load(plan, run, url, count))
+        return asyncio.run(_load(plan, run, url, budget))
 
 
-async def _load(plan: Plan, run: RunDirectory, url: str, count: int) -> Rounds:
+async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Rounds:
     profile = Profile.model_validate_json(run.profile_file.read_text())
     data = load_data(json.loads(run.config_file.read_text())["data"])
-    load = Load(url, plan.local, data.test, REQUEST_IMAGES, IN_FLIGHT)
+    load = Load(url, plan.local, data.test, budget.request_images, budget.in_flight)
     bare = bare_torch(plan.local, profile.executions[plan.local].mode, data.test.images)
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rounds = Rounds()
-    for number in range(count):
+    for number in range(budget.rounds):
         rounds.bare_torch.append(await asyncio.to_thread(bare))
         for arm in (*ARMS[number % 3 :], *ARMS[: number % 3]):
             await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm)).model_dump(mode="json"))
-            measured = await load.run(SECONDS, data.labels)
+            measured = await load.run(budget.seconds, data.labels)
             if not measured.images:
                 raise DeploymentError(
                     f"{url} answered none of {measured.failed} requests; look into Ray's logs below /tmp/ray/session_latest"
@@ -137,7 +164,7 @@ async def _load(plan: Plan, run: RunDirectory, url: str, count: int) -> Rounds:
             rounds.arms[arm].append(measured)
             rounds.planned[arm] = await asyncio.to_thread(_planned, url, plan.local)
         speeds = ", ".join(f"{arm} {rounds.arms[arm][-1].images_per_second:.0f}" for arm in ARMS)
-        say(f"round {number + 1} of {count}, images a second: bare torch {rounds.bare_torch[-1]:.0f}, {speeds}")
+        say(f"round {number + 1} of {budget.rounds}, images a second: bare torch {rounds.bare_torch[-1]:.0f}, {speeds}")
     return rounds
 
 
@@ -170,7 +197,7 @@ def _classify(service: Service, runner: LegRunner, batch: np.ndarray[Any, np.dty
     return runner(service.preprocess(batch))
 
 
-def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], budget: Budget, seconds: float) -> dict[str, Any]:
     """The content of ``demo.json``; ratios are medians over rounds of the ratio within a round."""
     arms = {arm: _summarise_arm(measured) for arm, measured in rounds.arms.items()}
     bare = statistics.median(rounds.bare_torch)
@@ -195,8 +222,8 @@ def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], seconds: float
         ),
         "requests": sum(len(m.latencies) for m in all_measured),
         "failed": sum(m.failed for m in all_measured),
-        "request_images": REQUEST_IMAGES,
-        "requests_in_flight": IN_FLIGHT,
+        "request_images": budget.request_images,
+        "requests_in_flight": budget.in_flight,
         "rounds": len(rounds.bare_torch),
         "arms_by_model": result["arms"],
         "controls": result["controls"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,7 @@ class SearchConfig(BaseModel):
     reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()
     confirm: int = Field(3, ge=0)
+    test_samples: int = Field(sys.maxsize, ge=1)
     controls: bool = True
     recipe: Recipe = Recipe()
     concurrency: int = Field(2, ge=1)

@@ -18,8 +18,8 @@ from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.profiling import Profile, measure_profile
 from code_ray.reward import Reward
 from code_ray.service import Service
-from code_ray.space import Candidate, enumerate_paths
-from code_ray.throughput import Limits, pair_throughput
+from code_ray.space import Candidate, enumerate_paths, is_faster
+from code_ray.throughput import Limits
 from code_ray.training import Trainer
 from code_ray.zoo import get_service
 from search.config import SearchConfig
@@ -100,7 +100,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     budgets = {config.placement[name]: host.kappa for name, host in config.hosts.items()} | {provider: 1.0}
     limits = Limits(budgets, config.loss_points)
     origin = Candidate(original, profile.cost(original, services))
-    candidates = tuple(c for c in (Candidate(p, profile.cost(p, services)) for p in paths) if _is_faster(c, origin, provider, budgets))
+    candidates = tuple(c for c in (Candidate(p, profile.cost(p, services)) for p in paths) if is_faster(c, origin, provider, budgets))
     say(f"{len(paths)} paths enumerated, {len(candidates)} of them can serve more than the original alone")
     if not run.splits_file.exists():
         staging = run.splits_file.with_name(".splits.tmp.npz")
@@ -161,15 +161,6 @@ def _original_accuracy(run: RunDirectory, trainer: Trainer, original: InferenceP
     accuracy = trainer.accuracy(original, {}, trainer.data.validation)
     run.journal.append({"role": "original", "path": str(original), "accuracy": accuracy})
     return accuracy
-
-
-def _is_faster(candidate: Candidate, original: Candidate, provider: str, budgets: Mapping[str, float]) -> bool:
-    t0 = original.cost.at(provider)
-    elsewhere = {name: seconds for name, seconds in candidate.cost.seconds.items() if name != provider}
-    # The tightest host decides the rate; as if it alone did all the work there at its own kappa.
-    tau_h = max((seconds / budgets[name] for name, seconds in elsewhere.items()), default=0.0)
-    th_l, th_h = pair_throughput(t0, candidate.cost.at(provider), tau_h, 1.0)
-    return bool((th_l + th_h) * t0 > 1.0)
 
 
 def _objective(config: SearchConfig, original: Candidate, accuracy_original: float, limits: Limits, provider: str) -> Objective:

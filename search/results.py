@@ -159,13 +159,13 @@ def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
 def measure_test(problem: Problem, plan: Plan) -> dict[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
     trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
-    hits = {}
+    hits, test = {}, problem.data.test.head(problem.config.test_samples)
     for planned in plan.paths:
         path = plan.inference_path(planned)
         links: dict[str, Link] = {}
         for leg in walk(path, plan.placement):
             links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-        hits[path] = trainer.predictions(path, links, problem.data.test) == problem.data.test.labels
+        hits[path] = trainer.predictions(path, links, test) == test.labels
     return hits
 
 

@@ -75,7 +75,8 @@ def sampler(
 
 def score(path: InferencePath) -> Score:
     """What least-squares links say of a path."""
-    return Score(accuracy_fit(path), divergence=0.1, explained=0.5, seconds=0.1)
+    found = accuracy_fit(path)
+    return Score(found, 100 * (A0 - found), divergence=0.1, explained=0.5, seconds=0.1)
 
 
 def evaluate(of: Sampler, proposal: Proposal) -> None:

@@ -13,8 +13,8 @@ from code_ray.recipe import Recipe
 from code_ray.service import Service
 from code_ray.space import enumerate_paths
 
-RECIPE = Recipe(samples=12_000, fit_samples=1_000, screen_samples=1_000, steps=200, joint_steps=100)
-RUNGS = (25, 50, 100, 200)
+RECIPE = Recipe(samples=6_400, fit_samples=1_000, screen_samples=1_000, steps=200, joint_steps=0)
+RUNGS = (25, 50, 100)
 SAMPLE_SEED = 20261125
 
 
@@ -46,19 +46,31 @@ def tabled_paths(pair: Pair, local: Service, host: Service) -> list[InferencePat
     def of_kind(*kinds: str) -> list[InferencePath]:
         return enumerate_paths(pair.local, local.num_blocks, hosts, kinds=kinds)  # type: ignore[arg-type]
 
-    crosses, probes = stratified(of_kind("cross"))[: pair.crosses], stratified(of_kind("probe"))[: pair.probes]
+    crosses, probes = stratified(of_kind("cross"), pair.crosses), stratified(of_kind("probe"), pair.probes)
     return [*of_kind("skip", "exit"), *_merged(crosses, probes)]
 
 
-def stratified(paths: Sequence[InferencePath]) -> list[InferencePath]:
-    """``paths`` shuffled within strata of equal (lout, hout) and dealt out one a stratum in turn."""
+def beginning(path: InferencePath) -> tuple[object, ...]:
+    """What paths have in common whose last link gets the same inputs: they are trained one after another."""
+    return path.segments[:2] if path.hosts else path.segments[:1]
+
+
+def stratified(paths: Sequence[InferencePath], count: int) -> list[InferencePath]:
+    """At least ``count`` of ``paths``: those that begin alike together, dealt out in turn from strata of equal (lout, hout)."""
     rng = np.random.default_rng(SAMPLE_SEED)
-    strata: dict[tuple[int, int], list[InferencePath]] = {}
-    for i in rng.permutation(len(paths)):
-        path = paths[int(i)]
-        strata.setdefault((path.lout, path.segments[1].stop), []).append(path)
-    dealt = itertools.zip_longest(*(strata[key] for key in sorted(strata)))
-    return [path for deal in dealt for path in deal if path is not None]
+    strata: dict[tuple[int, int], list[list[InferencePath]]] = {}
+    for _, group in itertools.groupby(sorted(paths, key=beginning), beginning):
+        together = list(group)
+        strata.setdefault((together[0].lout, together[0].segments[1].stop), []).append(together)
+    for groups in strata.values():
+        rng.shuffle(groups)
+    order = [strata[key] for key in sorted(strata)]
+    rng.shuffle(order)
+    dealt = (group for deal in itertools.zip_longest(*order) for group in deal if group is not None)
+    chosen: list[InferencePath] = []
+    while len(chosen) < min(count, len(paths)):
+        chosen += next(dealt)
+    return chosen
 
 
 def _merged(many: Sequence[InferencePath], few: Sequence[InferencePath]) -> Iterator[InferencePath]:
