@@ -14,7 +14,7 @@ from code_ray.path import InferencePath
 from code_ray.reward import Reward, pair_reward
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture
-from code_ray.vertices import best_with
+from code_ray.vertices import best_with, dual_prices
 
 Known = Mapping[InferencePath, tuple[PathCost, float]]
 """Trained paths with their costs and validation accuracies."""
@@ -50,6 +50,12 @@ class Objective(ABC):
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
         """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows)."""
 
+    @abstractmethod
+    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+        """What the best plan with one more path cannot exceed, (n,), for paths of these ``seconds`` on each provider, in the order
+        of ``limits.budgets`` (n, providers), and accuracies (n,). Much cheaper than ``values_with``.
+        """
+
     def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
         """tau_l of each candidate, and tau_h / kappa of its tightest host: as if that one lent all of its server."""
         tau_l = np.array([c.cost.at(self.local_provider) for c in candidates])
@@ -79,6 +85,18 @@ class PlanObjective(Objective):
         bounds = np.array([*self.limits.budgets.values(), 0.0])
         return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
 
+    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+        entries = [(self.original.cost, self.accuracy_original), *known.values()]
+        columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
+        budgets = np.array([*self.limits.budgets.values()])
+        prices = dual_prices(columns, np.append(budgets, 0.0))
+        shares = seconds / self.original_seconds
+        # By duality a column gains at most what it is worth at these prices, times the rate at which a server is full.
+        worth = 1 - shares @ prices[:-1] - prices[-1] * (self.loss_points(accuracies) - self.limits.loss_points)
+        with np.errstate(divide="ignore"):
+            rate = (budgets / shares).min(axis=1)
+        return np.asarray(float(prices[:-1] @ budgets) + np.maximum(worth, 0.0) * rate)
+
     def _seconds(self, costs: Sequence[PathCost]) -> FloatArray:
         """Shares of each provider's server, (n, providers), at a rate of Th_0."""
         return np.array([[cost.at(provider) for provider in self.limits.budgets] for cost in costs]) / self.original_seconds
@@ -104,6 +122,13 @@ class PaperObjective(Objective):
         """F of each candidate (columns) at each accuracy (rows)."""
         tau_l, tau_h = self.pair_seconds(candidates)
         return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, 1.0)
+
+    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+        budgets = np.array([*self.limits.budgets.values()])
+        local = list(self.limits.budgets).index(self.local_provider)
+        tau_h = np.delete(seconds / budgets, local, axis=1).max(axis=1, initial=0.0)
+        values = pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, seconds[:, local], tau_h, 1.0)
+        return np.maximum(values, self.value(known))
 
     def value(self, known: Known) -> float:
         found = [float(self.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) for path, (cost, accuracy) in known.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+from scipy.optimize import linprog
 
 from code_ray.throughput import FloatArray
 
@@ -41,6 +42,12 @@ def best_with(known: FloatArray, bounds: FloatArray, new: FloatArray) -> FloatAr
         feasible = np.isfinite(value) & (rate >= -_TOLERANCE) & (rest >= -_TOLERANCE).all(axis=1)
         best = np.where(feasible, np.maximum(best, value), best)
     return best
+
+
+def dual_prices(columns: FloatArray, bounds: FloatArray) -> FloatArray:
+    """What one unit more of each bound (m,) would add to the best sum of rates of ``columns`` (k, m)."""
+    solution = linprog(-np.ones(len(columns)), A_ub=columns.T, b_ub=bounds, method="highs")
+    return np.maximum(-np.asarray(solution.ineqlin.marginals, dtype=np.float64), 0.0)
 
 
 def _undominated(columns: FloatArray) -> FloatArray:

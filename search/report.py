@@ -18,7 +18,7 @@ from code_ray.reward import Reward
 from code_ray.space import Candidate
 from code_ray.throughput import cycle_throughput, host_efficiency
 from search.campaign import Campaign
-from search.plots import draw_pareto, draw_path, draw_trace
+from search.plots import draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
 from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, frontiers, make_plan, measure_test, replica_summary, test_loss
 
@@ -56,9 +56,13 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     }
     table.to_csv(run.evaluations_file, index=False)
     write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
-    draw_trace(table, run.picture_file("search_trace"))
-    draw_pareto(problem, table, result["arms"], frontiers(problem, known), run.picture_file("pareto"))
-    draw_path(_leading_path(arm), problem.services, run.picture_file("winning_path"))
+    pictures = {
+        "search_trace": draw_trace(table),
+        "pareto": draw_pareto(problem, table, result["arms"], frontiers(problem, known)),
+        "winning_plan": draw_paths(_shares(arm), problem.services),
+    }
+    for name, picture in pictures.items():
+        run.picture_file(name).write_bytes(picture)
     write_text(run.result_file, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -128,6 +132,13 @@ def _leading_path(arm: Arm) -> InferencePath:
     """The path other than the original that carries most, or the original where it is alone."""
     others = [(rate, path) for path, rate in zip(arm.paths[1:], arm.mixture.rates[1:], strict=True) if rate > 0]
     return max(others)[1] if others else arm.paths[0]
+
+
+def _shares(arm: Arm) -> dict[InferencePath, float]:
+    """The paths that the plan serves, with the share of the samples that takes each, largest first."""
+    total = sum(arm.mixture.rates)
+    shares = {path: rate / total for path, rate in zip(arm.paths, arm.mixture.rates, strict=True) if rate > 0}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _coverage(campaign: Campaign) -> dict[str, float] | None:

@@ -1,15 +1,17 @@
-"""Forecasts of accuracies and what is expected of them."""
+"""Forecasts of what untrained paths would lose, and what is expected of them."""
 
 import numpy as np
 import pytest
 
-from code_ray.acquisition import expected_improvement
-from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor
+from code_ray.acquisition import NODES, expected_improvement
+from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z
+from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
 from code_ray.reward import Reward, pair_reward
 from code_ray.throughput import FloatArray
 
 REWARD = Reward(0.86)
 MEAN = np.array([0.89, 0.8, 0.7, 0.6])
+NOTHING = Measured({}, {})
 
 
 def rewards(accuracies: FloatArray) -> FloatArray:
@@ -18,69 +20,114 @@ def rewards(accuracies: FloatArray) -> FloatArray:
     return pair_reward(REWARD, 0.867, accuracies, 1.0, tau_l, tau_h, 1.0)
 
 
+def at_nodes(mean: FloatArray, std: float) -> FloatArray:
+    """What a prediction comes out as where it is looked at, (len(NODES), n)."""
+    return np.asarray(mean + NODES[:, None] * std)
+
+
 @pytest.mark.parametrize("best", [0.5, 0.7])
 @pytest.mark.parametrize("std", [0.02, 0.05])
 def test_expected_improvement_is_what_sampling_finds(best: float, std: float) -> None:
-    drawn = np.clip(np.random.default_rng(0).normal(MEAN, std, (200_000, 4)), 0, 1)
+    drawn = np.random.default_rng(0).normal(MEAN, std, (200_000, 4))
     sampled = np.maximum(rewards(drawn) - best, 0).mean(axis=0)
     assert sampled.max() > 0.01
-    assert np.allclose(expected_improvement(rewards, MEAN, np.full(4, std), best), sampled, atol=0.005)
+    assert np.allclose(expected_improvement(rewards(at_nodes(MEAN, std)), best), sampled, atol=0.005)
 
 
 def test_expected_improvement_without_doubt_is_the_gain_itself() -> None:
-    found = expected_improvement(rewards, MEAN, np.zeros(4), 0.6)
+    found = expected_improvement(rewards(at_nodes(MEAN, 0.0)), 0.6)
     assert np.allclose(found, np.maximum(rewards(MEAN) - 0.6, 0))
 
 
 def test_more_doubt_is_worth_more_where_no_gain_is_forecast() -> None:
-    found = [expected_improvement(lambda a: a, np.array([0.5]), np.array([std]), 0.6)[0] for std in (0.0, 0.05, 0.1, 0.2)]
+    found = [float(expected_improvement(at_nodes(np.array([0.5]), std), 0.6)[0]) for std in (0.0, 0.05, 0.1, 0.2)]
     assert found[0] == 0
     assert found == sorted(found)
     assert found[-1] > 0.01
 
 
-def test_accuracies_are_never_imagined_outside_0_to_1() -> None:
-    found = expected_improvement(lambda a: a, np.array([0.99]), np.array([0.5]), 0.9)
-    assert found[0] <= 0.1
-
-
 def test_what_is_ruled_out_is_expected_to_gain_nothing() -> None:
-    assert expected_improvement(lambda a: np.full_like(a, -np.inf), np.array([0.5]), np.array([0.1]), 1.0)[0] == 0.0
+    assert expected_improvement(np.full((len(NODES), 1), -np.inf), 1.0)[0] == 0.0
+
+
+def wave(x: FloatArray) -> FloatArray:
+    return np.asarray(1.0 + 0.5 * np.sin(3 * x))
 
 
 def test_the_gp_learns_a_smooth_function_and_doubts_what_is_far() -> None:
-    x = np.linspace(0, 1, 12)[:, None]
-    model = GaussianProcessPredictor(1, seed=0)
-    model.fit(x, 0.7 + 0.1 * np.sin(3 * x[:, 0]))
-    asked = np.array([[0.3], [0.77], [3.0]])
-    mean, std = model.predict(asked)
-    assert np.allclose(mean[:2], 0.7 + 0.1 * np.sin(3 * asked[:2, 0]), atol=0.01)
+    x = np.array([*np.linspace(0, 1, 12), 0.3, 0.77, 3.0])
+    mean, std = GaussianProcessPredictor(x[:, None], seed=0).predict(Measured(dict(enumerate(wave(x[:12]))), {}), [12, 13, 14])
+    assert np.allclose(mean[:2], wave(x[12:14]), atol=0.05)
     assert std[2] > 3 * std[:2].max()
 
 
-def test_the_gp_takes_one_point_and_equal_points() -> None:
-    model = GaussianProcessPredictor(2, seed=0)
-    for rows in (1, 5):
-        model.fit(np.linspace(0, 1, 2 * rows).reshape(rows, 2), np.full(rows, 0.8))
-        mean, std = model.predict(np.zeros((3, 2)))
-        assert np.allclose(mean, 0.8)
-        assert np.isfinite(std).all()
+@pytest.mark.parametrize("scored", [1, 2, 5])
+def test_the_gp_takes_one_score_and_equal_scores(scored: int) -> None:
+    features = np.linspace(0, 1, 14).reshape(7, 2)
+    mean, std = GaussianProcessPredictor(features, seed=0).predict(Measured(dict.fromkeys(range(scored), 0.8), {}), [5, 6])
+    assert np.allclose(mean, 0.8)
+    assert np.isfinite(std).all()
+    assert (std > 0).all()
 
 
-def test_cheap_scores_tell_the_gp_of_paths_that_were_never_trained() -> None:
-    # Fidelity 0 everywhere, fidelity 1 (5 points more) only on the left: the right is forecast by its cheap scores.
+@pytest.mark.parametrize("kind", [GaussianProcessPredictor, ConstantPredictor])
+def test_before_anything_was_measured_every_path_is_as_unknown_as_any(kind: type[Predictor]) -> None:
+    mean, std = kind(np.eye(3), 0).predict(NOTHING, [0, 2])
+    assert mean.tolist() == [UNKNOWN_Z] * 2
+    assert std.tolist() == [UNKNOWN_STD] * 2
+
+
+def test_until_something_was_trained_a_scored_path_is_forecast_as_its_score_says() -> None:
+    forecasts = {0: 1.0, 1: 2.0, 2: 0.5, 4: 1.2}
+    mean, std = GaussianProcessPredictor(np.linspace(0, 1, 6)[:, None], seed=0).predict(Measured(forecasts, {}), [2, 1, 3])
+    assert mean[:2].tolist() == [0.5, 2.0]
+    assert std[:2].tolist() == [0.0, 0.0]
+    assert std[2] > 0
+
+
+def test_scores_tell_the_gp_of_paths_that_were_never_trained() -> None:
+    # Scored everywhere, trained (0.3 more was lost) only on the left: the right is forecast by its scores, and that much more.
     x = np.linspace(0, 1, 11)
-    cheap = 0.6 + 0.2 * x
-    rows = np.vstack([np.column_stack([x, np.zeros(11)]), np.column_stack([x[:4], np.ones(4)])])
-    model = GaussianProcessPredictor(2, seed=0)
-    model.fit(rows, np.concatenate([cheap, cheap[:4] + 0.05]))
-    mean, _ = model.predict(np.array([[0.9, 1.0]]))
-    assert mean[0] == pytest.approx(0.6 + 0.2 * 0.9 + 0.05, abs=0.03)
+    forecasts = {i: float(z) for i, z in enumerate(1.0 + x)}
+    model = GaussianProcessPredictor(x[:, None], seed=0)
+    mean, _ = model.predict(Measured(forecasts, {i: forecasts[i] + 0.3 for i in range(5)}), [9])
+    assert mean[0] == pytest.approx(forecasts[9] + 0.3, abs=0.08)
 
 
-def test_the_constant_predictor_forecasts_the_average_everywhere() -> None:
-    model = ConstantPredictor()
-    model.fit(np.zeros((3, 1)), np.array([0.5, 0.6, 0.7]))
-    mean, std = model.predict(np.zeros((2, 1)))
+def test_a_trained_path_is_what_it_turned_out_to_be_and_leaves_less_doubt_than_the_others() -> None:
+    x = np.linspace(0, 1, 11)
+    forecasts = {i: 1.0 + 0.1 * (i % 3) for i in range(11)}
+    model = GaussianProcessPredictor(x[:, None], seed=0)
+    mean, std = model.predict(Measured(forecasts, {5: 0.4}), [5, 10])
+    assert mean[0] == pytest.approx(0.4, abs=0.25)
+    assert std[0] < std[1]
+
+
+def test_a_training_that_was_stopped_moves_forecasts_less_than_one_that_ended() -> None:
+    x = np.linspace(0, 1, 9)
+    forecasts = dict.fromkeys(range(9), 1.0) | {0: 1.1}
+    model = GaussianProcessPredictor(x[:, None], seed=0)
+    before, ended, stopped = (
+        model.predict(measured, [4])
+        for measured in (Measured(forecasts, {}), Measured(forecasts, {4: 2.0}), Measured(forecasts, {}, {4: (2.0, 0.4)}))
+    )
+    assert before[0][0] == 1.0 < stopped[0][0] < ended[0][0] <= 2.0
+    assert stopped[1][0] > ended[1][0]
+
+
+def test_what_was_asked_before_does_not_change_a_prediction() -> None:
+    # Else a search that was resumed from its journal would go on otherwise than one that was not interrupted.
+    rng = np.random.default_rng(0)
+    features = rng.uniform(size=(30, 4))
+    forecasts = {i: float(1.0 + features[i] @ [1.0, -0.5, 0.2, 0.0] + 0.05 * rng.normal()) for i in range(12)}
+    asked, fresh = (GaussianProcessPredictor(features, seed=0) for _ in range(2))
+    asked.predict(Measured({i: forecasts[i] for i in range(10)}, {}), [20])
+    for found, expected in zip(*(model.predict(Measured(forecasts, {}), [20, 25]) for model in (asked, fresh)), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+def test_the_constant_predictor_forecasts_the_average_of_what_was_trained_everywhere() -> None:
+    finals = {0: 0.5, 1: 0.6, 4: 0.7}
+    mean, std = ConstantPredictor(np.zeros((5, 1)), seed=0).predict(Measured({2: 3.0}, finals), [2, 3])
     assert np.allclose(mean, 0.6)
     assert np.allclose(std, np.std([0.5, 0.6, 0.7]))

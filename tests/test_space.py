@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from code_ray.path import InferencePath, Kind, path_from_vector
-from code_ray.space import KINDS, enumerate_paths, feature_matrix
+from code_ray.path_space import KINDS
+from code_ray.space import enumerate_paths, feature_matrix
 
 ONE = {"host": 6}
 TWO = {"host": 6, "second": 4}

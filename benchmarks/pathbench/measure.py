@@ -23,7 +23,7 @@ from code_ray.training import LinkTraining, Trainer
 from code_ray.zoo import get_service
 from search.trial import CALIBRATION_IMAGES
 
-TEST_IMAGES = 5_000
+TEST_IMAGES = 2_500
 
 
 def services_of(pair: Pair) -> dict[str, Service]:

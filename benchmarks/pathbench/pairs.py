@@ -13,8 +13,8 @@ from code_ray.recipe import Recipe
 from code_ray.service import Service
 from code_ray.space import enumerate_paths
 
-RECIPE = Recipe(samples=6_400, fit_samples=1_000, screen_samples=1_000, steps=200, joint_steps=0)
-RUNGS = (25, 50, 100)
+RECIPE = Recipe(samples=3_200, fit_samples=1_000, screen_samples=500, steps=100, joint_steps=0)
+RUNGS = (25, 50)
 SAMPLE_SEED = 20261125
 
 

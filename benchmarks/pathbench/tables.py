@@ -31,6 +31,8 @@ def write_tables(records: Iterable[Record], profile: Profile, services: dict[str
             content if record["record"] == "original" else {**_described(record, profile, services, local), **content}
         )
     for kind, found in rows.items():
+        if not found:
+            continue  # an empty file would not read back
         pd.DataFrame(found).to_csv(folder / f"{kind}s.csv", index=False, float_format="%.6g")
 
 

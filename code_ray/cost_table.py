@@ -1,0 +1,131 @@
+"""What the paths of a space cost, by the chunk: a ``Profile`` laid out as tables (DESIGN 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from code_ray.path import InferencePath, path_from_vector
+from code_ray.path_space import HIN, HOST, HOUT, KIND, KINDS, LIN, LOUT, RANK, PathSpace, Rows
+from code_ray.profiling import Profile, spec_key
+from code_ray.runner import slot_spec
+from code_ray.service import Service
+from code_ray.throughput import FloatArray
+
+
+@dataclass(frozen=True)
+class HostCosts:
+    """Seconds a sample at one host, whose blocks are ``blocks`` in sum up to a boundary (0 first).
+
+    ``entry`` (rank, lout, hin - 1), ``exit`` (rank, hout, lin), ``head`` (hout,): its links. ``out`` (lout,) and ``back`` (lin,):
+    packing of what a hop there or back hands over, at either end; 0 where the host shares the local server.
+    """
+
+    provider: str
+    blocks: FloatArray
+    entry: FloatArray
+    exit: FloatArray
+    head: FloatArray
+    out: FloatArray
+    back: FloatArray
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Seconds a sample of everything the paths of a space run. ``blocks`` as in ``HostCosts``; ``skip`` (rank, lout, lin) and
+    ``head`` (lout,) are links on the local server, ``providers`` all servers in the order of columns.
+    """
+
+    local_provider: str
+    providers: tuple[str, ...]
+    blocks: FloatArray
+    skip: FloatArray
+    head: FloatArray
+    hosts: tuple[HostCosts, ...]
+
+    def seconds(self, rows: Rows) -> FloatArray:
+        """Seconds a sample of each row on each of ``providers``, (n, providers)."""
+        found = np.zeros((len(rows), len(self.providers)))
+        local = self.providers.index(self.local_provider)
+        lout, hin, hout, lin, rank = (rows[:, column] for column in (LOUT, HIN, HOUT, LIN, RANK))
+        found[:, local] = self.blocks[lout] + self.blocks[-1] - self.blocks[lin]
+        skip, leaves, cross = (rows[:, KIND] == KINDS.index(kind) for kind in ("skip", "exit", "cross"))
+        found[skip, local] += self.skip[rank[skip], lout[skip], lin[skip]]
+        found[leaves, local] += self.head[lout[leaves]]
+        for number, host in enumerate(self.hosts):
+            hosted, returns = rows[:, HOST] == number, cross & (rows[:, HOST] == number)
+            hop, link = host.out[lout], np.zeros(len(rows))
+            hop[returns] += host.back[lin[returns]]
+            link[hosted] = host.head[hout[hosted]]
+            link[returns] = host.exit[rank[returns], hout[returns], lin[returns]]
+            found[hosted, local] += hop[hosted]
+            work = host.blocks[hout[hosted]] - host.blocks[hin[hosted] - 1] + host.entry[rank[hosted], lout[hosted], hin[hosted] - 1]
+            found[hosted, self.providers.index(host.provider)] += work + link[hosted] + hop[hosted]
+        return found
+
+
+def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Service]) -> CostTable:
+    """The costs of ``space`` as ``profile`` measured them; NaN for links that no path of it needs.
+
+    Raises:
+        PlanError: for a link that the profile lacks.
+    """
+    local, n = services[space.local], space.num_blocks
+    home = profile.placement[space.local]
+    ranks = range(len(space.ranks))
+
+    def table(provider: str, shape: tuple[int, ...], make: Callable[..., tuple[InferencePath, int] | None]) -> FloatArray:
+        found = np.full(shape, np.nan)
+        for place in np.ndindex(shape):
+            if (asked := make(*place)) is not None:
+                path, slot = asked
+                spec = slot_spec(path.link_slots[slot], path, services)
+                found[place] = profile.link_seconds.get(provider, {}).get(spec_key(spec), np.nan)
+        return found
+
+    def path(vector: Sequence[int], rank: int | None = None, host: str | None = None) -> InferencePath:
+        return path_from_vector(vector, space.local, n, host, space.hosts.get(host or ""), rank)
+
+    hosts = []
+    for name, blocks in space.hosts.items():
+        provider = profile.placement[name]
+        away = float(provider != home) * profile.pack_seconds_per_byte
+        sizes = np.array([float(torch.Size(boundary.shape).numel()) for boundary in local.boundaries])
+        width = profile.mode_of(home).torch_dtype.itemsize
+        hosts.append(
+            HostCosts(
+                provider,
+                _summed(profile.block_seconds[name]),
+                table(
+                    provider,
+                    (len(ranks), n, blocks - 1),
+                    lambda r, lout, start, name=name, blocks=blocks: (
+                        (path((lout, start + 1, blocks - 1), None, name), 0)
+                        if space.ranks[r] is None
+                        else ((path((lout, start + 1, blocks - 1, n - 1), space.ranks[r], name), 0) if lout < n - 1 else None)
+                    ),
+                ),
+                table(
+                    provider,
+                    (len(ranks), blocks, n),
+                    lambda r, hout, lin, name=name: (path((0, 1, hout, lin), space.ranks[r], name), 1) if hout and lin else None,
+                ),
+                table(provider, (blocks,), lambda hout, name=name: (path((0, 1, hout), None, name), 1) if hout else None),
+                # uint8 images leave as they came, activations in the number format of the server they leave.
+                sizes * np.array([1, *[width] * n]) * away,
+                sizes * profile.mode_of(provider).torch_dtype.itemsize * away,
+            )
+        )
+    skip = table(
+        home, (len(ranks), n, n), lambda r, lout, lin: (path((lout, lin), space.ranks[r]), 0) if lout < lin and lout < n - 1 else None
+    )
+    head = table(home, (n,), lambda lout: (path((lout,)), 0) if lout else None)
+    providers = tuple(dict.fromkeys([home, *(host.provider for host in hosts)]))
+    return CostTable(home, providers, _summed(profile.block_seconds[space.local]), skip, head, tuple(hosts))
+
+
+def _summed(seconds: Sequence[float]) -> FloatArray:
+    return np.concatenate([[0.0], np.cumsum(seconds)])

@@ -1,0 +1,128 @@
+"""Spaces of one-host paths as arrays: enumerated, described and costed by the chunk, however many there are (DESIGN 2.1).
+
+A path is a row of ``COLUMNS``, so that ten million of them never exist at once, nor as objects: ``path`` makes the few that
+somebody looks at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from code_ray.path import InferencePath, Kind, path_from_vector
+from code_ray.throughput import FloatArray
+
+COLUMNS = ("kind", "host", "lout", "hin", "hout", "lin", "rank")
+KIND, HOST, LOUT, HIN, HOUT, LIN, RANK = range(len(COLUMNS))
+"""Columns of a row: ``kind`` indexes ``KINDS``, ``host`` and ``rank`` the space's (host -1: none). hin and hout are the paper's,
+0 without a host; lin is the number of local blocks where no local block follows."""
+
+KINDS: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
+
+Rows = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class PathSpace:
+    """Every one-host path, skip, exit and probe within the bounds of DESIGN 2.1, the original not among them.
+
+    ``hosts`` gives the number of blocks of each host, head included. ``min_lout`` keeps raw inputs (lout = 0) at home;
+    it binds paths that leave the local server. Links to logits have no reduced form.
+    """
+
+    local: str
+    num_blocks: int
+    hosts: Mapping[str, int]
+    kinds: tuple[Kind, ...] = KINDS
+    min_lout: int = 0
+    ranks: tuple[int | None, ...] = (None,)
+
+    def __len__(self) -> int:
+        return sum(len(ends) * len(runs) * len(ranks) for _, _, ends, runs, ranks in self._parts())
+
+    def chunks(self, size: int = 1 << 16) -> Iterator[Rows]:
+        """All rows, at most ``size`` at a time, (n, 7)."""
+        for kind, host, ends, runs, ranks in self._parts():
+            total = len(ends) * len(runs) * len(ranks)
+            for start in range(0, total, size):
+                index, rank = np.divmod(np.arange(start, min(start + size, total)), len(ranks))
+                end, run = np.divmod(index, len(runs))
+                rows = np.empty((len(index), len(COLUMNS)), np.int16)
+                rows[:, KIND], rows[:, HOST], rows[:, RANK] = kind, host, np.array(ranks)[rank]
+                rows[:, [LOUT, LIN]], rows[:, [HIN, HOUT]] = ends[end], runs[run]
+                yield rows
+
+    def path(self, row: Rows) -> InferencePath:
+        """The path of one row."""
+        kind, host, lout, hin, hout, lin, rank = (int(number) for number in row)
+        name = list(self.hosts)[host] if host >= 0 else None
+        vector = {"cross": (lout, hin, hout, lin), "skip": (lout, lin), "exit": (lout,), "probe": (lout, hin, hout)}[KINDS[kind]]
+        reduced = self.ranks[rank] if KINDS[kind] in ("cross", "skip") else None
+        return path_from_vector(vector, self.local, self.num_blocks, name, self.hosts.get(name or ""), reduced)
+
+    def rows(self, paths: Iterable[InferencePath]) -> Rows:
+        """The rows of paths of this space, (n, 7)."""
+        names = list(self.hosts)
+        found = []
+        for path in paths:
+            vector, host = path.vector, names.index(path.hosts[0]) if path.hosts else -1
+            run = vector[1:3] if path.hosts else (0, 0)
+            lin = vector[-1] if path.ends_in_head else self.num_blocks
+            rank = self.ranks.index(path.rank) if path.ends_in_head else 0
+            found.append((KINDS.index(path.kind), host, path.lout, *run, lin, rank))
+        return np.array(found, dtype=np.int16).reshape(-1, len(COLUMNS))
+
+    def paths(self) -> list[InferencePath]:
+        """All of them, for spaces small enough."""
+        return [self.path(row) for rows in self.chunks() for row in rows]
+
+    def features(self, rows: Rows) -> FloatArray:
+        """What a predictor sees of paths, (n, d): kind, positions as shares of each network, rank, host."""
+        n = self.num_blocks
+        hosted, headless = rows[:, HOST] >= 0, np.isin(rows[:, KIND], (KINDS.index("exit"), KINDS.index("probe")))
+        blocks = np.array([*self.hosts.values(), 1])[rows[:, HOST]]
+        lout, lin = rows[:, LOUT] / n, rows[:, LIN] / n
+        entry, depth = np.where(hosted, rows[:, HIN] - 1, 0) / blocks, rows[:, HOUT] / blocks
+        ranks = np.array([0.0 if rank is None else 1 / (1 + math.log2(rank)) for rank in self.ranks])[rows[:, RANK]]
+        return np.column_stack(
+            [
+                lout,
+                lin,
+                lin - lout,
+                entry,
+                depth,
+                # How far off a link leads: links join boundaries of like depth best.
+                np.where(hosted, entry - lout, 0.0),
+                np.where(hosted, depth - lin, 0.0),
+                ~hosted,
+                headless,
+                np.where(headless, 0.0, ranks),
+                *(rows[:, HOST] == host for host in range(1, len(self.hosts))),
+            ]
+        )
+
+    def _parts(self) -> Iterator[tuple[int, int, npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]]:
+        """(kind, host, [lout, lin] pairs, [hin, hout] runs, rank indices): a part of the space is their product."""
+        n, nowhere = self.num_blocks, np.zeros((1, 2), np.int64)
+        every_rank = list(range(len(self.ranks)))
+        for kind in dict.fromkeys(self.kinds):
+            number = KINDS.index(kind)
+            if kind == "exit":
+                yield number, -1, _pairs((lout, n) for lout in range(1, n)), nowhere, [0]
+            if kind == "skip":
+                yield number, -1, _pairs((lout, lin) for lout in range(n - 1) for lin in range(lout + 1, n)), nowhere, every_rank
+            for host, blocks in enumerate(self.hosts.values()):
+                runs = _pairs((hin, hout) for hin in range(1, blocks) for hout in range(hin, blocks))
+                if kind == "cross":
+                    ends = _pairs((lout, lin) for lout in range(self.min_lout, n - 1) for lin in range(lout + 1, n))
+                    yield number, host, ends, runs, every_rank
+                if kind == "probe":
+                    yield number, host, _pairs((lout, n) for lout in range(self.min_lout, n)), runs, [0]
+
+
+def _pairs(numbers: Iterable[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    return np.array(list(numbers), dtype=np.int64).reshape(-1, 2)
