@@ -14,15 +14,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from code_ray.acquisition import NODES, expected_improvement
 from code_ray.cost_table import CostTable, HostCosts
 from code_ray.forecast import from_z, to_z
 from code_ray.objective import PlanObjective
-from code_ray.path import original_path
+from code_ray.path import InferencePath, original_path
 from code_ray.path_space import KINDS, LIN, LOUT, PathSpace
 from code_ray.predictor import GaussianProcessPredictor, Measured
-from code_ray.shortlist import shortlist
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Limits, PathCost
+from code_ray.wide_space import WideSpace
 
 BLOCKS, HOSTS = 48, 8
 SCORED, TRAINED, KNOWN = 64, 12, 200
@@ -50,12 +51,24 @@ def main() -> None:
     ]
     predictor = GaussianProcessPredictor(space.features(sample), seed=0)
     measured = Measured({i: float(z[i]) for i in range(SCORED)}, {i: float(z[i]) for i in range(TRAINED)})
+    known = dict(entries[:TRAINED])
+
+    def cost(path: InferencePath) -> PathCost:
+        return PathCost(dict(zip(costs.providers, costs.seconds(space.rows([path]))[0].tolist(), strict=True)))
+
+    wide = WideSpace(space, costs, objective, cost, SIZE)
     print(f"{len(space):,} candidate paths, {SCORED} scored, {TRAINED} trained")
     for _ in range(3):
         started, worked = time.perf_counter(), time.process_time()
-        rows, bounds = shortlist(space, costs, objective, dict(entries[:TRAINED]), predictor.optimistic(measured), SIZE)
+        best = wide.promising(known, *predictor.rough(measured))
+        looked = time.perf_counter()
+        near = GaussianProcessPredictor(np.vstack([space.features(sample), space.features(space.rows(c.path for c in best))]), seed=0)
+        mean, std = near.predict(measured, list(range(len(sample), len(sample) + len(best))))
+        accuracies = objective.accuracies(from_z(mean + NODES[:, None] * std))
+        gains = expected_improvement(objective.values_with(known, best, accuracies), objective.value(known))
         print(
-            f"shortlist of {len(rows):,} in {time.perf_counter() - started:.1f} s ({time.process_time() - worked:.1f} s of one core); best bound {bounds[0]:.2f} x"
+            f"the {len(best):,} most promising in {looked - started:.1f} s, with their expected improvement in "
+            f"{time.perf_counter() - started:.1f} s ({time.process_time() - worked:.1f} s of one core); the best is expected to add {gains.max():.2f} x"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"peak memory {peak / (1 if sys.platform == 'darwin' else 1024):,.0f} MB, the libraries' included")

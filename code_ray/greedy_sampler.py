@@ -17,6 +17,7 @@ from code_ray.scoring import Score
 from code_ray.scoring_design import BATCH, groups_of, scoring_design
 from code_ray.space import Candidate, feature_matrix
 from code_ray.throughput import FloatArray
+from code_ray.wide_space import WideSpace
 
 WORTH_SCORING = 0.2
 """A batch takes in paths with at least this share of the expected improvement of its best."""
@@ -32,6 +33,8 @@ class GreedySampler(Sampler):
     the path with the largest expected improvement of the objective is next: it is trained where it was scored, else scored with
     the best of its group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to
     the best 1 / ``reduction`` there. No path is trained twice, and the best set is kept, not the last path.
+
+    With ``wide``, ``candidates`` are its start: they are chosen again from all of the space whenever something was measured.
     """
 
     def __init__(
@@ -45,37 +48,45 @@ class GreedySampler(Sampler):
         screen: int = 24,
         reduction: int = 2,
         seed: int = 0,
+        wide: WideSpace | None = None,
     ) -> None:
+        self._hosts = hosts
+        self._predictor: Predictor | None = None
         super().__init__(candidates, objective, stopping)
         self._rng = np.random.default_rng(seed)
-        self._features = feature_matrix([c.path for c in self.candidates], hosts)
-        self._predictor: Predictor | None = None
+        features = feature_matrix([c.path for c in self.candidates], hosts)
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(self._features, seed)
+            self._predictor = kind(features, seed)
         self._screen = screen if predictor == "gp" else 0
-        self._forecasts: dict[int, float] = {}  # scored paths: z after training, as the score says
+        self._wide = wide
+        self._looked_after = 0  # so much was measured when candidates were last chosen
+        self._forecasts: dict[InferencePath, float] = {}  # scored paths: z after training, as the score says
         self._dropped: set[InferencePath] = set()
         self._reduction = reduction
         self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
         self._at_rung: dict[InferencePath, tuple[float, float]] = {}  # the same at a path's last rung
         self._stopped: set[InferencePath] = set()
-        self._groups = groups_of(self.candidates)
-        seconds = np.maximum(*objective.pair_seconds(self.candidates))
-        self._design = scoring_design(self._groups, self._features, seconds, list(hosts), self._screen, self._rng) if self._screen else []
+        self._design: list[list[InferencePath]] = []
+        if self._screen:
+            seconds = np.maximum(*objective.pair_seconds(self.candidates))
+            batches = scoring_design(self._groups, features, seconds, list(hosts), self._screen, self._rng)
+            self._design = [[self.candidates[i].path for i in batch] for batch in batches]
 
     def ask(self) -> tuple[Proposal, ...]:
         if self.stopped_because:
             return ()
-        if batch := next(filter(None, map(self._unscored, self._design)), None):
-            return self._propose(batch, "fit")
+        waiting = ([self.index[path] for path in batch if path in self.index] for batch in self._design)
+        if batch := next(filter(None, map(self._unscored, waiting)), None):
+            return self._propose(batch[: self._scores_left], "fit")
         if self._design and not self._forecasts and self._pending:
             return ()  # what to do next depends on what these say
+        self._look_again()
         in_flight = [self.index[p.path] for p in self._pending if p.fidelity == "trained"]
         open_indices = self._open(in_flight)
         if len(self.trained) + len(in_flight) >= self.stopping.max_trainings or not open_indices:
             if not self._pending:
-                self.stopped_because = self._budget_spent if open_indices else "every path was trained"
+                self.stopped_because = self._budget_spent if open_indices else self._nothing_left
             return ()
         if self._predictor is None:
             return self._propose([int(self._rng.choice(open_indices))], "trained")
@@ -84,11 +95,16 @@ class GreedySampler(Sampler):
     def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
         super().tell(proposal, accuracy)
         if score is not None:
-            self._forecasts[self.index[proposal.path]] = after_score(score, proposal.path.ends_in_head)
+            self._forecasts[proposal.path] = after_score(score, proposal.path.ends_in_head)
         if proposal.fidelity == "trained":
             before = self.objective.value(self.known)
             self.trained[proposal.path] = accuracy
             self._count_gain(before, self.objective.value(self.known))
+
+    def admit(self, path: InferencePath) -> bool:
+        if path not in self.index and self._wide is not None and path in self._wide.space:
+            self._consider([*self.candidates, self._wide.candidate(path)])
+        return super().admit(path)
 
     def keep_training(self, path: InferencePath, steps: int, share: float, loss_points: float) -> bool:
         """Asynchronous successive halving: go on where the path adds as much to a plan as the best 1 / ``reduction`` of all that
@@ -125,7 +141,29 @@ class GreedySampler(Sampler):
         mean, std = self._predictor.predict(self._measured(), open_indices)
         good = self._accuracies(mean - 1.96 * std)
         bound = self.objective.values_with(self.known, [self.candidates[i] for i in open_indices], good[None])
-        return Left(len(open_indices), float(self._gains(open_indices, mean, std, self.known).max()), float(bound.max()))
+        others = 0 if self._wide is None else self._wide.faster - len(self.candidates)
+        return Left(len(open_indices) + others, float(self._gains(open_indices, mean, std, self.known).max()), float(bound.max()))
+
+    def _consider(self, candidates: Sequence[Candidate]) -> None:
+        super()._consider(candidates)
+        self._groups = groups_of(self.candidates)
+        if self._predictor is not None:
+            self._predictor.look_at(feature_matrix([c.path for c in self.candidates], self._hosts))
+
+    def _look_again(self) -> None:
+        """Choose the candidates from a wide space by what is known now."""
+        measured = [*self._forecasts, *self.trained, *self._stopped, *self._dropped]
+        if self._wide is None or self._predictor is None or len(measured) == self._looked_after:
+            return
+        self._looked_after = len(measured)
+        needed = {*measured, *(proposal.path for proposal in self._pending)}
+        kept = [candidate for candidate in self.candidates if candidate.path in needed]
+        promising = self._wide.promising(self.known, *self._predictor.rough(self._measured()))
+        self._consider([*{c.path: c for c in (*kept, *promising)}.values()])
+
+    @property
+    def _nothing_left(self) -> str:
+        return "every path was trained" if self._wide is None else "no path left could add to the plan"
 
     def _by_expected_improvement(self, predictor: Predictor, open_indices: list[int], in_flight: list[int]) -> tuple[Proposal, ...]:
         """Score or train where most is expected; nothing where too little is."""
@@ -176,7 +214,8 @@ class GreedySampler(Sampler):
 
     def _measured(self) -> Measured:
         finals = {self.index[path]: float(to_z(self.objective.loss_points(a))) for path, a in self.trained.items()}
-        return Measured(self._forecasts, finals, {self.index[path]: self._at_rung[path] for path in self._stopped})
+        forecasts = {self.index[path]: z for path, z in self._forecasts.items()}
+        return Measured(forecasts, finals, {self.index[path]: self._at_rung[path] for path in self._stopped})
 
     def _propose(self, indices: Iterable[int], fidelity: Literal["fit", "trained"]) -> tuple[Proposal, ...]:
         proposals = tuple(Proposal(self.candidates[i].path, fidelity) for i in indices)
@@ -198,9 +237,9 @@ class GreedySampler(Sampler):
         free = [
             i
             for i in group
-            if i not in self._forecasts
-            and (p := self.candidates[i].path) not in waiting
+            if (p := self.candidates[i].path) not in self._forecasts
+            and p not in waiting
             and p not in self.trained
             and p not in self._dropped
         ]
-        return free[: max(0, self._scores_left)]
+        return free if self._scores_left > 0 else []

@@ -6,7 +6,8 @@ An objective values a *set* of trained paths, because a plan is a mixture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -14,10 +15,16 @@ from code_ray.path import InferencePath
 from code_ray.reward import Reward, pair_reward
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture
-from code_ray.vertices import best_with, dual_prices
+from code_ray.vertices import best_with, count_bases, dual_prices, most_slack
 
 Known = Mapping[InferencePath, tuple[PathCost, float]]
 """Trained paths with their costs and validation accuracies."""
+
+MAX_BASES = 5_000
+"""Bases of the programme that are walked for exact values: a second or two."""
+
+UpperBound = Callable[[FloatArray, FloatArray], FloatArray]
+"""Of paths' seconds on each provider, in the order of ``Limits.budgets`` (n, providers), and accuracies (n,); gives (n,)."""
 
 
 class Objective(ABC):
@@ -48,13 +55,13 @@ class Objective(ABC):
 
     @abstractmethod
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
-        """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows)."""
+        """Value of the best plan if each candidate (columns) turned out to have each accuracy (rows); ``upper_bound`` of it where
+        so many hosts and known paths make the exact values too many to walk.
+        """
 
     @abstractmethod
-    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-        """What the best plan with one more path cannot exceed, (n,), for paths of these ``seconds`` on each provider, in the order
-        of ``limits.budgets`` (n, providers), and accuracies (n,). Much cheaper than ``values_with``.
-        """
+    def upper_bound(self, known: Known) -> UpperBound:
+        """What the best plan with one more path cannot exceed; much cheaper than ``values_with``."""
 
     def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
         """tau_l of each candidate, and tau_h / kappa of its tightest host: as if that one lent all of its server."""
@@ -81,21 +88,33 @@ class PlanObjective(Objective):
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
-        asked = self._columns(np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1)), accuracies.ravel())
+        shares = np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1))
+        if count_bases(columns) > MAX_BASES:
+            return self.upper_bound(known)(shares * self.original_seconds, accuracies.ravel()).reshape(accuracies.shape)
+        asked = self._columns(shares, accuracies.ravel())
         bounds = np.array([*self.limits.budgets.values(), 0.0])
         return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
 
-    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+    def upper_bound(self, known: Known) -> UpperBound:
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         budgets = np.array([*self.limits.budgets.values()])
-        prices = dual_prices(columns, np.append(budgets, 0.0))
-        shares = seconds / self.original_seconds
-        # By duality a column gains at most what it is worth at these prices, times the rate at which a server is full.
-        worth = 1 - shares @ prices[:-1] - prices[-1] * (self.loss_points(accuracies) - self.limits.loss_points)
-        with np.errstate(divide="ignore"):
-            rate = (budgets / shares).min(axis=1)
-        return np.asarray(float(prices[:-1] @ budgets) + np.maximum(worth, 0.0) * rate)
+        bounds = np.append(budgets, 0.0)
+        prices, slack = dual_prices(columns, bounds), most_slack(columns, bounds)
+        now = float(prices @ bounds)
+
+        def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+            shares, over = seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points
+            # By duality a column gains at most what it is worth at these prices, times the rate at which a server is full, or
+            # the others can no longer make up for what it loses.
+            worth = 1 - shares @ prices[:-1] - prices[-1] * over
+            with np.errstate(divide="ignore"):
+                # Column by column: along rows this short numpy is slow.
+                full = reduce(np.minimum, (budget / share for budget, share in zip(budgets, shares.T, strict=True)))
+            rate = np.minimum(full, np.where(over > 0, slack / np.maximum(over, 1e-12), np.inf))
+            return np.asarray(now + np.maximum(worth, 0.0) * rate)
+
+        return bound
 
     def _seconds(self, costs: Sequence[PathCost]) -> FloatArray:
         """Shares of each provider's server, (n, providers), at a rate of Th_0."""
@@ -123,12 +142,16 @@ class PaperObjective(Objective):
         tau_l, tau_h = self.pair_seconds(candidates)
         return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, 1.0)
 
-    def upper_values(self, known: Known, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+    def upper_bound(self, known: Known) -> UpperBound:
         budgets = np.array([*self.limits.budgets.values()])
-        local = list(self.limits.budgets).index(self.local_provider)
-        tau_h = np.delete(seconds / budgets, local, axis=1).max(axis=1, initial=0.0)
-        values = pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, seconds[:, local], tau_h, 1.0)
-        return np.maximum(values, self.value(known))
+        local, now = list(self.limits.budgets).index(self.local_provider), self.value(known)
+
+        def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+            tau_h = np.delete(seconds / budgets, local, axis=1).max(axis=1, initial=0.0)
+            values = pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, seconds[:, local], tau_h, 1.0)
+            return np.maximum(values, now)
+
+        return bound
 
     def value(self, known: Known) -> float:
         found = [float(self.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) for path, (cost, accuracy) in known.items()]

@@ -49,12 +49,7 @@ class PathSpace:
         for kind, host, ends, runs, ranks in self._parts():
             total = len(ends) * len(runs) * len(ranks)
             for start in range(0, total, size):
-                index, rank = np.divmod(np.arange(start, min(start + size, total)), len(ranks))
-                end, run = np.divmod(index, len(runs))
-                rows = np.empty((len(index), len(COLUMNS)), np.int16)
-                rows[:, KIND], rows[:, HOST], rows[:, RANK] = kind, host, np.array(ranks)[rank]
-                rows[:, [LOUT, LIN]], rows[:, [HIN, HOUT]] = ends[end], runs[run]
-                yield rows
+                yield self._product(kind, host, ends, runs, ranks, start, min(start + size, total))
 
     def path(self, row: Rows) -> InferencePath:
         """The path of one row."""
@@ -75,6 +70,46 @@ class PathSpace:
             rank = self.ranks.index(path.rank) if path.ends_in_head else 0
             found.append((KINDS.index(path.kind), host, path.lout, *run, lin, rank))
         return np.array(found, dtype=np.int16).reshape(-1, len(COLUMNS))
+
+    def __contains__(self, path: InferencePath) -> bool:
+        """Whether ``path`` is in the space."""
+        borrowed = [segment for segment in path.segments if segment.service != self.local]
+        return (
+            (path.local, path.num_blocks) == (self.local, self.num_blocks)
+            and path.kind in self.kinds
+            and len(borrowed) < 2
+            and all(segment.start < segment.stop < self.hosts.get(segment.service, 0) for segment in borrowed)
+            and (not borrowed or path.lout >= self.min_lout)
+            and path.rank in (self.ranks if path.ends_in_head else (None,))
+        )
+
+    def siblings(self, row: Rows) -> Rows:
+        """All rows that leave the local service where ``row``, which has a host, does, for the same block of that host; (n, 7)."""
+        found = []
+        for kind, host, ends, runs, ranks in self._parts():
+            if host == row[HOST] >= 0:
+                agreeing = ends[ends[:, 0] == row[LOUT]], runs[runs[:, 0] == row[HIN]]
+                found.append(self._product(kind, host, *agreeing, ranks, 0, math.prod(map(len, (*agreeing, ranks)))))
+        return np.concatenate(found)
+
+    def link_paths(self) -> list[InferencePath]:
+        """A few paths that between them have every link of the space."""
+        n, least = self.num_blocks, self.min_lout
+        vectors: list[tuple[str | None, tuple[int, ...]]] = []
+        for name, blocks in self.hosts.items():
+            entries = [(lout, hin, blocks - 1) for lout in range(least, n) for hin in range(1, blocks)]
+            vectors += [(name, entry) for entry in entries if "probe" in self.kinds]
+            vectors += [(name, (*entry, n - 1)) for entry in entries if "cross" in self.kinds and entry[0] < n - 1]
+            vectors += [(name, (least, 1, hout)) for hout in range(1, blocks) if "probe" in self.kinds]
+            lins = range(least + 1, n) if "cross" in self.kinds else ()
+            vectors += [(name, (least, 1, hout, lin)) for hout in range(1, blocks) for lin in lins]
+        vectors += [(None, (lout,)) for lout in range(1, n) if "exit" in self.kinds]
+        vectors += [(None, (lout, lin)) for lout in range(n - 1) for lin in range(lout + 1, n) if "skip" in self.kinds]
+        return [
+            path_from_vector(vector, self.local, n, name, self.hosts.get(name or ""), rank)
+            for name, vector in vectors
+            for rank in (self.ranks if len(vector) in (2, 4) else (None,))
+        ]
 
     def paths(self) -> list[InferencePath]:
         """All of them, for spaces small enough."""
@@ -104,6 +139,17 @@ class PathSpace:
                 *(rows[:, HOST] == host for host in range(1, len(self.hosts))),
             ]
         )
+
+    def _product(
+        self, kind: int, host: int, ends: npt.NDArray[np.int64], runs: npt.NDArray[np.int64], ranks: list[int], start: int, stop: int
+    ) -> Rows:
+        """Rows ``start .. stop - 1`` of a part."""
+        index, rank = np.divmod(np.arange(start, stop), len(ranks))
+        end, run = np.divmod(index, len(runs))
+        rows = np.empty((len(index), len(COLUMNS)), np.int16)
+        rows[:, KIND], rows[:, HOST], rows[:, RANK] = kind, host, np.array(ranks)[rank]
+        rows[:, [LOUT, LIN]], rows[:, [HIN, HOUT]] = ends[end], runs[run]
+        return rows
 
     def _parts(self) -> Iterator[tuple[int, int, npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]]:
         """(kind, host, [lout, lin] pairs, [hin, hout] runs, rank indices): a part of the space is their product."""

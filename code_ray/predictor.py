@@ -36,10 +36,14 @@ class Predictor(ABC):
         self.features = features
         self.seed = seed
 
+    def look_at(self, features: FloatArray) -> None:
+        """Predict paths of other ``features`` (n, d) from now on; indices mean these."""
+        self.features = features
+
     @abstractmethod
-    def optimistic(self, measured: Measured) -> Callable[[FloatArray], FloatArray]:
-        """A function of features (n, d) that no one has measured: z at the good end of what may come out, quick and a little too
-        good, for spaces in which only few paths can be looked at closely.
+    def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
+        """A quick forecast for spaces in which only few paths can be looked at closely: a function of features (n, d) to the mean
+        of z (n,), and one standard deviation for all.
         """
 
     @abstractmethod
@@ -64,6 +68,10 @@ class GaussianProcessPredictor(Predictor):
         self._scaled = features / self._scale
         self._kernel: tuple[int, Kernel] | None = None  # fitted to so many forecasts
 
+    def look_at(self, features: FloatArray) -> None:
+        super().look_at(features)
+        self._scaled = features / self._scale
+
     def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
         trained = [*measured.finals, *measured.partial]
         prior, prior_std = self._from_scores(measured.forecasts, [*trained, *indices])
@@ -80,20 +88,19 @@ class GaussianProcessPredictor(Predictor):
         error, error_std = model.predict(points[n:], return_std=True)
         return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
 
-    def optimistic(self, measured: Measured) -> Callable[[FloatArray], FloatArray]:
-        spread = 2 * float(np.hypot(UNKNOWN_STD, np.sqrt(self._ERRORS.diag(np.zeros((1, 1)))[0])))
+    def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
+        error = float(np.sqrt(self._ERRORS.diag(np.zeros((1, 1)))[0]))
         if len(measured.forecasts) < 2:
             mean = float(np.mean([*measured.forecasts.values()] or [UNKNOWN_Z]))
-            return lambda features: np.full(len(features), mean - spread)
+            return lambda features: np.full(len(features), mean), math.hypot(UNKNOWN_STD, error)
         values = np.array([*measured.forecasts.values()])
         points = self._scaled[list(measured.forecasts)]
         model = GaussianProcessRegressor(self._fitted_kernel(points, values), normalize_y=True, optimizer=None)
         _fit(model, points, values)
         smooth = QuickMean(model, model.kernel_.k1)
-        deviation = float(values.std())
-        spread = 2 * deviation * math.sqrt(float(model.kernel_.diag(points[:1])[0]))
+        deviation = float(values.std()) * math.sqrt(float(model.kernel_.diag(points[:1])[0]))
         offset = self._mean_error(measured)
-        return lambda features: smooth(features / self._scale) + offset - spread
+        return lambda features: smooth(features / self._scale) + offset, math.hypot(deviation, error)
 
     def _mean_error(self, measured: Measured) -> float:
         """By how much trained paths are off what their scores said, on average."""
@@ -167,6 +174,6 @@ class ConstantPredictor(Predictor):
         spread = float(np.std(values)) if len(values) > 1 else UNKNOWN_STD
         return np.full(len(indices), np.mean(values)), np.full(len(indices), spread)
 
-    def optimistic(self, measured: Measured) -> Callable[[FloatArray], FloatArray]:
+    def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
         mean, std = self.predict(measured, [0])
-        return lambda features: np.full(len(features), mean[0] - 2 * std[0])
+        return lambda features: np.full(len(features), mean[0]), float(std[0])

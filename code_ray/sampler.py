@@ -55,12 +55,11 @@ class Sampler(ABC):
     """Proposes paths (``ask``) and learns what they measured (``tell``)."""
 
     def __init__(self, candidates: Sequence[Candidate], objective: Objective, stopping: Stopping) -> None:
-        self.candidates = list(candidates)
+        self._consider(candidates)
         self.objective = objective
         self.stopping = stopping
         self.trained: dict[InferencePath, float] = {}
         self.stopped_because: str | None = None if candidates else "no path in the space is faster than the original"
-        self.index = {candidate.path: i for i, candidate in enumerate(self.candidates)}
         self._pending: set[Proposal] = set()
         self._without_gain = 0
 
@@ -74,6 +73,10 @@ class Sampler(ABC):
     def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
         """Record a measured validation accuracy (a fraction); of least-squares links, the whole score."""
         self._pending.discard(proposal)
+
+    def admit(self, path: InferencePath) -> bool:
+        """Whether what was measured of ``path``, in an earlier session or another search, can be told."""
+        return path in self.index
 
     def keep_training(self, path: InferencePath, steps: int, share: float, loss_points: float) -> bool:
         """Whether a training goes on that has come to a rung of ``steps`` batches, ``share`` of them all, and loses so much now."""
@@ -96,6 +99,10 @@ class Sampler(ABC):
     def chosen(self) -> Known:
         """The paths a plan may be made of when the search ends."""
         return self.known
+
+    def _consider(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = list(candidates)
+        self.index = {candidate.path: i for i, candidate in enumerate(self.candidates)}
 
     @property
     def _budget_spent(self) -> str:

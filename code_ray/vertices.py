@@ -8,6 +8,7 @@ each of them for all new paths together.
 from __future__ import annotations
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 from scipy.optimize import linprog
@@ -44,10 +45,22 @@ def best_with(known: FloatArray, bounds: FloatArray, new: FloatArray) -> FloatAr
     return best
 
 
+def count_bases(known: FloatArray) -> int:
+    """How many bases ``best_with`` walks."""
+    m = known.shape[1]
+    return comb(len(_undominated(known)) + m, m - 1)
+
+
 def dual_prices(columns: FloatArray, bounds: FloatArray) -> FloatArray:
     """What one unit more of each bound (m,) would add to the best sum of rates of ``columns`` (k, m)."""
     solution = linprog(-np.ones(len(columns)), A_ub=columns.T, b_ub=bounds, method="highs")
     return np.maximum(-np.asarray(solution.ineqlin.marginals, dtype=np.float64), 0.0)
+
+
+def most_slack(columns: FloatArray, bounds: FloatArray) -> float:
+    """The most that ``columns`` (k, m) can leave free of the last bound while they keep the others; bounds (m,)."""
+    solution = linprog(columns[:, -1], A_ub=columns[:, :-1].T, b_ub=bounds[:-1], method="highs")
+    return float(bounds[-1] - solution.fun)
 
 
 def _undominated(columns: FloatArray) -> FloatArray:

@@ -156,12 +156,11 @@ class Campaign:
             self.sampler.tell(Proposal(job.path, job.fidelity), record["accuracy"], score)
 
     def _replay(self) -> None:
-        known = {candidate.path for candidate in self.problem.candidates}
         for record in self.problem.run.journal.records():
             if record["role"] == "original":
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
-            if job.role != "search" or job.path in known:
+            if job.role != "search" or self.sampler.admit(job.path):
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)
                 self._take(job, record)
@@ -194,4 +193,5 @@ def _make_sampler(problem: Problem) -> Sampler:
         screen=config.screen,
         reduction=config.reduction,
         seed=config.seed,
+        wide=problem.wide,
     )

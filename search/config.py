@@ -64,6 +64,7 @@ class SearchConfig(BaseModel):
     reward: RewardConfig = RewardConfig()
     sampler: Literal["gp", "constant", "random", "printed"] = "gp"
     screen: int = Field(24, ge=0)
+    max_candidates: int = Field(4000, ge=100)
     rungs: tuple[int, ...] = ()
     reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,32 +12,45 @@ from pydantic import ValidationError
 
 from code_ray.artifact import RunDirectory, write_text
 from code_ray.controls import control_paths
+from code_ray.cost_table import cost_table
 from code_ray.data import DataSet, load_data
 from code_ray.errors import ArtifactError, ConfigError, PathError
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath, original_path, path_from_vector
+from code_ray.path_space import PathSpace
 from code_ray.profiling import Profile, measure_profile
 from code_ray.reward import Reward
 from code_ray.service import Service
-from code_ray.space import Candidate, enumerate_paths, is_faster
+from code_ray.space import Candidate, is_faster
 from code_ray.throughput import Limits
 from code_ray.training import Trainer
+from code_ray.wide_space import WideSpace
 from code_ray.zoo import get_service
 from search.config import SearchConfig
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a configuration names, found and checked: services with whole blocks, data with their labels, paths in the space."""
+    """What a configuration names, found and checked: services with whole blocks, data with their labels, and the space.
+
+    ``vectors`` are the paths of the space where the configuration names them one by one.
+    """
 
     services: Mapping[str, Service]
     data: DataSet
-    paths: tuple[InferencePath, ...]
+    space: PathSpace
+    vectors: tuple[InferencePath, ...] | None
+
+    def is_wide(self, config: SearchConfig) -> bool:
+        """Whether the space has more paths than the search may look at closely."""
+        return self.vectors is None and len(self.space) > config.max_candidates
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A search, ready to run. ``candidates`` are those faster than the original (P' of Algorithm 1)."""
+    """A search, ready to run. ``faster`` paths can serve more than the original alone (P' of Algorithm 1): they are the
+    ``candidates`` where a search can look at all of them closely, else ``wide`` chooses from them as it goes.
+    """
 
     config: SearchConfig
     run: RunDirectory
@@ -45,8 +59,10 @@ class Problem:
     profile: Profile
     accuracy_original: float
     paths_enumerated: int
+    faster: int
     candidates: tuple[Candidate, ...]
     objective: Objective
+    wide: WideSpace | None = None
 
     @property
     def host_blocks(self) -> dict[str, int]:
@@ -81,7 +97,13 @@ def load_inputs(config: SearchConfig) -> Inputs:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
     for service in services.values():
         service.verify()
-    return Inputs(services, data, tuple(_paths(config, services)))
+    space = _space(config, local, {name: services[name].num_blocks for name in config.hosts})
+    inputs = Inputs(services, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
+    if inputs.is_wide(config) and config.sampler in ("random", "printed"):
+        raise ConfigError(
+            f"sampler {config.sampler!r} looks at every path, and there are {len(space)}; raise 'max_candidates' to that or narrow the space"
+        )
+    return inputs
 
 
 def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callable[[str], None]) -> Problem:
@@ -90,9 +112,9 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     Raises:
         ArtifactError: where the run directory cannot be read or written.
     """
-    services, data, paths = inputs.services, inputs.data, inputs.paths
+    services, data, space = inputs.services, inputs.data, inputs.space
     original = original_path(config.local, services[config.local].num_blocks)
-    profile = _profile(config, run, services, paths, say)
+    profile = _profile(config, run, services, inputs.vectors or space.link_paths(), say)
     trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
     accuracy_original = _original_accuracy(run, trainer, original, config.concurrency)
     say(f"original: {100 * accuracy_original:.2f} % on validation, {1 / profile.original_seconds(config.local):.0f} images a second")
@@ -100,8 +122,19 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     budgets = {config.placement[name]: host.kappa for name, host in config.hosts.items()} | {provider: 1.0}
     limits = Limits(budgets, config.loss_points)
     origin = Candidate(original, profile.cost(original, services))
-    candidates = tuple(c for c in (Candidate(p, profile.cost(p, services)) for p in paths) if is_faster(c, origin, provider, budgets))
-    say(f"{len(paths)} paths enumerated, {len(candidates)} of them can serve more than the original alone")
+    objective = _objective(config, origin, accuracy_original, limits, provider)
+    wide = None
+    if inputs.is_wide(config):
+        cost = partial(profile.cost, services=services)
+        wide = WideSpace(space, cost_table(space, profile, services), objective, cost, config.max_candidates)
+        candidates, faster = tuple(wide.start()), wide.faster
+    else:
+        paths = space.paths() if inputs.vectors is None else inputs.vectors
+        entries = (Candidate(path, profile.cost(path, services)) for path in paths)
+        candidates = tuple(entry for entry in entries if is_faster(entry, origin, provider, budgets))
+        faster = len(candidates)
+    enumerated = len(space) if inputs.vectors is None else len(inputs.vectors)
+    say(f"{enumerated} paths enumerated, {faster} of them can serve more than the original alone")
     if not run.splits_file.exists():
         staging = run.splits_file.with_name(".splits.tmp.npz")
         np.savez(staging, train=data.train.indices, validation=data.validation.indices, test=data.test.indices)
@@ -113,25 +146,26 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
         data,
         profile,
         accuracy_original,
-        len(paths),
+        enumerated,
+        faster,
         candidates,
-        _objective(config, origin, accuracy_original, limits, provider),
+        objective,
+        wide,
     )
 
 
-def _paths(config: SearchConfig, services: Mapping[str, Service]) -> list[InferencePath]:
-    local = services[config.local]
-    hosts = {name: services[name].num_blocks for name in config.hosts}
+def _space(config: SearchConfig, local: Service, hosts: Mapping[str, int]) -> PathSpace:
     if config.min_lout > local.num_blocks - 1:
         raise ConfigError(f"min_lout {config.min_lout} leaves no path of {config.local!r}, which has {local.num_blocks} blocks; lower it")
-    if config.vectors is None:
-        return enumerate_paths(config.local, local.num_blocks, hosts, kinds=config.kinds, min_lout=config.min_lout, ranks=config.ranks)
-    host = next(iter(hosts), None)
-    paths = [
-        path_from_vector(v, config.local, local.num_blocks, host, hosts.get(host or ""), r) for v in config.vectors for r in config.ranks
-    ]
+    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks)
+
+
+def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:
+    host = next(iter(space.hosts), None)
+    blocks = space.hosts.get(host or "")
+    paths = tuple(path_from_vector(v, space.local, space.num_blocks, host, blocks, rank) for v in vectors for rank in space.ranks)
     for path in paths:
-        if path.kind == "original" or (path.hosts and path.lout < config.min_lout):
+        if path.kind == "original" or (path.hosts and path.lout < space.min_lout):
             raise PathError(f"vector {list(path.vector)} in 'vectors' is not in the space that 'min_lout' leaves; take it out")
     return paths
 
