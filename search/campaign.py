@@ -45,9 +45,9 @@ class Job:
 
 
 class Campaign:
-    """Hands out jobs and collects their records until nothing is left to do."""
+    """Hands out jobs and collects their records until nothing is left to do; without ``train`` that is at once."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, train: bool = True) -> None:
         self.problem = problem
         self.records: dict[Job, dict[str, Any]] = {}
         self.failures: dict[Job, str] = {}
@@ -57,6 +57,8 @@ class Campaign:
         self._kept: tuple[Job, ...] = ()
         self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
+        if not train:
+            self.sampler.stopped_because, self._rest = "no training was asked for", []
 
     @property
     def finished(self) -> bool:

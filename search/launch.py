@@ -17,6 +17,7 @@ from ray import tune
 from code_ray.artifact import RunDirectory
 from code_ray.errors import ArtifactError, CodeRayError, ConfigError
 from search.campaign import Campaign
+from search.carry_over import carry_over, check_source
 from search.config import SearchConfig
 from search.problem import load_inputs, prepare
 from search.report import read_result, write_report
@@ -24,10 +25,13 @@ from search.searcher import CampaignSearcher, RungScheduler
 from search.trial import PathTrial
 
 
-def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run_search(
+    config: SearchConfig, out: Path, say: Callable[[str], None], *, known: Path | None = None, train: bool = True
+) -> dict[str, Any]:
     """Search, write the run directory, return the content of ``result.json``; a finished search only returns it.
 
-    Uses the Ray cluster that ``RAY_ADDRESS`` names, else starts one of its own.
+    ``known``: a finished search whose evaluations count as if they were this one's. Without ``train`` the best plan is made of
+    what is known. Uses the Ray cluster that ``RAY_ADDRESS`` names, else starts one of its own.
 
     Raises:
         CodeRayError: for input that cannot be used, a frozen block that changed (IntegrityError), or a run directory that
@@ -36,12 +40,16 @@ def run_search(config: SearchConfig, out: Path, say: Callable[[str], None]) -> d
     started = time.monotonic()
     torch.set_num_threads(1)
     inputs = load_inputs(config)
+    if known is not None:
+        check_source(RunDirectory(known), config, inputs.services)
     run = RunDirectory.create(out, config.model_dump(mode="json"))
     if (result := read_result(run)) is not None:
         say(f"this search has finished; delete {run.result_file.name} to write its report again")
         return result
     with _writing(out):
-        campaign = Campaign(prepare(config, inputs, run, say))
+        if known is not None:
+            carry_over(RunDirectory(known), config, run, inputs.services[config.local].num_blocks, say)
+        campaign = Campaign(prepare(config, inputs, run, say), train=train)
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
     if not campaign.nothing_to_do():

@@ -1,0 +1,112 @@
+"""Searches that begin with what another one measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from code_ray.artifact import RunDirectory
+from code_ray.errors import ArtifactError
+from search.campaign import Campaign
+from search.carry_over import carry_over
+from search.config import SearchConfig
+from search.launch import run_search
+from search.problem import load_inputs, prepare
+
+BASE: dict[str, Any] = {
+    "local": "alexnet-digits",
+    "data": "digits",
+    "hosts": {"alexnet-fashion": {"kappa": 1.0}},
+    "vectors": [[1, 2, 3, 5], [2], [1, 4]],
+    "loss_points": 60.0,
+    "screen": 0,
+    "stopping": {"max_trainings": 2, "c_stop": 9, "epsilon": 0.0},
+    "confirm": 0,
+    "controls": False,
+    "concurrency": 1,
+    "test_samples": 100,
+    "recipe": {"samples": 200, "fit_samples": 200, "screen_samples": 100, "steps": 4},
+}
+
+
+def search(folder: Path, out: str, known: str | None = None, *, train: bool = True, **changes: Any) -> dict[str, Any]:
+    config = SearchConfig.model_validate({**BASE, **changes})
+    return run_search(config, folder / out, lambda _: None, known=known and folder / known, train=train)  # type: ignore[arg-type]
+
+
+def records(folder: Path, out: str) -> list[dict[str, Any]]:
+    return [record for record in RunDirectory(folder / out).journal.records() if record["role"] == "search"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the search ``first`` has trained two of three paths."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "first.yaml").write_text(yaml.safe_dump(BASE))
+    # In a process of its own, as its Ray would stay in this one.
+    command = [sys.executable, "-m", "search", "first.yaml", "--out", "first"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(records(folder, "first")) == 2
+    return folder
+
+
+def test_a_new_plan_of_what_is_known_takes_other_limits_and_trains_nothing(runs: Path) -> None:
+    before = json.loads((runs / "first" / "result.json").read_text())
+    after = search(runs, "strict", "first", train=False, loss_points=0.0)
+    assert records(runs, "strict") == records(runs, "first")
+    assert after["stopped_because"] == "no training was asked for"
+    assert after["deployed"]["throughput_ratio"] < before["deployed"]["throughput_ratio"]
+    assert after["deployed"]["average_accuracy_loss_points"] <= 0.0
+    # The space is the same, so the times are.
+    assert (runs / "strict" / "profile.json").read_bytes() == (runs / "first" / "profile.json").read_bytes()
+
+
+def test_a_plan_of_known_paths_has_their_links(runs: Path) -> None:
+    search(runs, "again", "first", train=False, loss_points=50.0)
+    links = {file.relative_to(runs / "first") for file in (runs / "first" / "stores").rglob("*.safetensors")}
+    assert links
+    assert {file.relative_to(runs / "again") for file in (runs / "again" / "stores").rglob("*.safetensors")} == links
+
+
+def test_a_search_goes_on_from_what_is_known_and_repeats_none_of_it(runs: Path) -> None:
+    settings = SearchConfig.model_validate({**BASE, "stopping": {**BASE["stopping"], "max_trainings": 3}})
+    run = RunDirectory.create(runs / "longer", settings.model_dump(mode="json"))
+    inputs = load_inputs(settings)
+    carry_over(RunDirectory(runs / "first"), settings, run, 6, lambda _: None)
+    campaign = Campaign(prepare(settings, inputs, run, lambda _: None))
+    (job,) = campaign.ask()
+    assert job.path not in {known.path for known in campaign.records}
+    assert {str(known.path) for known in campaign.records} == {record["path"] for record in records(runs, "first")}
+
+
+def test_what_was_measured_of_a_host_that_is_gone_is_left_behind_and_times_are_measured_anew(runs: Path) -> None:
+    search(runs, "alone", "first", train=False, hosts={}, vectors=[[2], [1, 4]])
+    assert records(runs, "alone") == [record for record in records(runs, "first") if "alexnet-fashion" not in record["path"]]
+    assert "alexnet-fashion" not in (runs / "alone" / "profile.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("known", "changes", "message"),
+    [
+        ("first", {"recipe": {**BASE["recipe"], "steps": 5}}, "was measured with other settings of recipe"),
+        ("first", {"seed": 7}, "was measured with other settings of seed"),
+        ("first", {"providers": {"alexnet-fashion": "elsewhere"}}, "keeps links of 'alexnet-fashion' under another provider"),
+        ("nothing", {}, "is not a run directory with a plan.json"),
+    ],
+)
+def test_what_was_measured_otherwise_does_not_count(runs: Path, known: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        search(runs, "refused", known, train=False, **changes)
+    assert not (runs / "refused").exists()
+
+
+def test_the_command_says_what_it_took_over(runs: Path) -> None:
+    command = [sys.executable, "-m", "search", "first.yaml", "--out", "told", "--known", "first", "--plan-only"]
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"{1 + len(records(runs, 'first'))} evaluations taken over from first" in done.stdout
