@@ -15,7 +15,7 @@ from code_ray.journal import Journal
 class RunDirectory:
     """Where a search keeps what it found.
 
-    result.json, plan.json, profile.json, config.json, evaluations.csv, journal.jsonl, stores/<provider>/ and pictures.
+    result.json, plan.json, profile.json, config.json, evaluations.csv, journal.jsonl, stores/<provider>/, pictures and report.html.
     """
 
     root: Path
@@ -35,6 +35,10 @@ class RunDirectory:
     @property
     def result_file(self) -> Path:
         return self.root / "result.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.root / "report.html"
 
     @property
     def evaluations_file(self) -> Path:

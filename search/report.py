@@ -1,4 +1,4 @@
-"""Write what a search found into its run directory: result.json, plan.json, evaluations.csv, pictures."""
+"""Write what a search found into its run directory: result.json, plan.json, evaluations.csv, pictures, report.html."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from code_ray.reward import Reward
 from code_ray.space import Candidate
 from code_ray.throughput import cycle_throughput, host_efficiency
 from search.campaign import Campaign
-from search.plots import draw_pareto, draw_paths, draw_trace
+from search.findings import Findings
+from search.html import report_page
+from search.plots import draw_forecasts, draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
 from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, frontiers, make_plan, measure_test, replica_summary, test_loss
 
@@ -40,7 +42,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
         "arms": {name: a.summary() for name, a in arms.items()} | {"replica": replica_summary(problem)},
         "controls": _controls(campaign),
         "fixed_speedups": fixed_speedups(problem, known),
-        "candidates": len(problem.candidates),
+        "candidates": problem.faster,
         "paths_enumerated": problem.paths_enumerated,
         "trainings": campaign.full_trainings(),
         "screened": sum(job.fidelity == "fit" for job in campaign.records),
@@ -57,12 +59,17 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     table.to_csv(run.evaluations_file, index=False)
     write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
     pictures = {
-        "search_trace": draw_trace(table),
-        "pareto": draw_pareto(problem, table, result["arms"], frontiers(problem, known)),
         "winning_plan": draw_paths(_shares(arm), problem.services),
+        "pareto": draw_pareto(problem, table, {"deployed": result["deployed"], **result["arms"]}, frontiers(problem, known)),
+        "search_trace": draw_trace(table),
     }
+    if result["forecast_coverage"] is not None:
+        pictures["forecasts"] = draw_forecasts(table)
     for name, picture in pictures.items():
         run.picture_file(name).write_bytes(picture)
+    per_second, images = 1 / problem.objective.original_seconds, len(problem.data.validation)
+    findings = Findings(problem.config, result, table, pictures, problem.accuracy_original, per_second, images, run.root.resolve())
+    write_text(run.report_file, report_page(findings))
     write_text(run.result_file, json.dumps(result, indent=1) + "\n")
     return result
 

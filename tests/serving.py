@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from torch import nn
 from torch.nn import functional
+from trained import train_path
 
 from code_ray.blocks import ExecutionMode
 from code_ray.client import Client
@@ -101,7 +102,7 @@ def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: f
     """
     trainer = Trainer(services, LOCAL, digits, PLACEMENT, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=64))
     paths = {name: path_from_vector(vector, LOCAL, 6, HOST, 6) for name, vector in VECTORS.items()}
-    links = {name: dict(trainer.train_path(path, seed=0, fit_only=True).links) for name, path in paths.items()}
+    links = {name: dict(train_path(trainer, path, seed=0, fit_only=True).links) for name, path in paths.items()}
     planned = []
     for name, path in paths.items():
         identifier = path_id(path, services)

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from code_ray.objective import Known, PaperObjective, PlanObjective
+from code_ray.objective import Known, Objective, PaperObjective, PlanObjective
 from code_ray.path import original_path
 from code_ray.reward import Reward, pair_reward
 from code_ray.space import Candidate, enumerate_paths
-from code_ray.throughput import Limits, PathCost
+from code_ray.throughput import FloatArray, Limits, PathCost
 
 A0 = 0.9
 T0 = 0.004
@@ -144,3 +144,44 @@ def test_a_path_over_two_hosts_goes_at_the_tighter_ones_rate() -> None:
     both = Candidate(PATHS[0], PathCost({"local": T0 / 2, "host": 0.3 * T0, "second": 0.3 * T0}))
     tau_l, tau_h = PLAN.pair_seconds([both])
     assert (float(tau_l[0]), float(tau_h[0])) == pytest.approx((T0 / 2, T0))
+
+
+def upper_values(objective: Objective, known: Known, candidates: list[Candidate], accuracies: FloatArray) -> FloatArray:
+    """The upper bound of each candidate (columns) at each accuracy (rows)."""
+    seconds = np.array([[c.cost.at(provider) for provider in objective.limits.budgets] for c in candidates])
+    bound = objective.upper_bound(known)
+    return np.array([bound(seconds, row) for row in accuracies])
+
+
+@settings(max_examples=40)
+@given(trained(5), st.integers(0, 2**32 - 1))
+def test_no_plan_with_one_more_path_is_worth_more_than_its_upper_bound(known: Known, seed: int) -> None:
+    candidates, accuracies = some_candidates(30, seed)
+    # Better than the original, as good, within the loss limit, and hopeless.
+    grid = np.vstack([accuracies, accuracies + 0.2, np.full_like(accuracies, A0), accuracies - 0.6]).clip(0, 1)
+    plans, papers = PLAN.values_with(known, candidates, grid), PAPER.values_with(known, candidates, grid)
+    assert (upper_values(PLAN, known, candidates, grid) >= plans - 1e-6 * plans).all()
+    assert np.allclose(upper_values(PAPER, known, candidates, grid), papers, rtol=1e-12)
+
+
+def test_the_upper_bound_of_a_path_that_is_no_better_than_the_original_is_the_plan_without_it() -> None:
+    candidates, accuracies = some_candidates(5, seed=6)
+    known = {c.path: (c.cost, float(a)) for c, a in zip(candidates, accuracies[0], strict=True)}
+    worse = Candidate(PATHS[-1], PathCost({"local": T0, "host": 0.1 * T0}))
+    for objective in (PLAN, PAPER):
+        assert upper_values(objective, known, [worse], np.array([[A0 - 0.01]]))[0, 0] == pytest.approx(objective.value(known))
+
+
+def test_upper_bounds_stand_in_for_values_where_too_many_plans_would_have_to_be_walked() -> None:
+    hosts = [f"host{i}" for i in range(8)]
+    many = PlanObjective(ORIGINAL, A0, Limits({"local": 1.0} | dict.fromkeys(hosts, 0.5), 2.3), "local")
+    paths = enumerate_paths("local", 6, dict.fromkeys(hosts, 6), kinds=["cross"])
+    rng = np.random.default_rng(0)
+    every = [Candidate(p, PathCost({"local": T0 * rng.uniform(0.2, 0.9), p.hosts[0]: T0 * rng.uniform(0.2, 0.9)})) for p in paths[::40]]
+    known = {c.path: (c.cost, A0 - rng.uniform(0.0, 0.1)) for c in every[:15]}
+    accuracies = np.array([[A0 - 0.02], [A0]]).repeat(len(every[15:]), axis=1)
+    found = many.values_with(known, every[15:], accuracies)
+    assert np.array_equal(found, upper_values(many, known, every[15:], accuracies))
+    exact = np.array([many.value({**known, c.path: (c.cost, A0 - 0.02)}) for c in every[15:]])
+    assert (found[0] >= exact * (1 - 1e-6)).all()
+    assert (found[0] > exact * (1 + 1e-6)).any()

@@ -1,5 +1,7 @@
 """The walk: which provider runs what, in one call, and that legs together compute what the modules do one by one."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import GREY
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.path import InferencePath, Segment, original_path, parse_path, path_from_vector
-from code_ray.runner import Leg, LegRunner, PathRunner, leg_modules, make_links, slot_spec, walk
+from code_ray.runner import Leg, LegRunner, PathRunner, leg_modules, make_links, slot_spec, walk, walk_apart
 from code_ray.service import Service, build_service
 
 PLACEMENT = {"tiny": "a", "host": "b", "second": "c"}
@@ -20,8 +22,13 @@ def cross(*vector: int, rank: int | None = None) -> InferencePath:
 
 
 def described(path: InferencePath, placement: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """The legs of a path as (provider, steps), each step as text."""
-    return [(leg.provider, [str(step) if isinstance(step, Segment) else step.key for step in leg.steps]) for leg in walk(path, placement)]
+    """The legs of a path, see ``as_text``."""
+    return as_text(walk(path, placement))
+
+
+def as_text(legs: Sequence[Leg]) -> list[tuple[str, list[str]]]:
+    """Legs as (provider, steps), each step as text."""
+    return [(leg.provider, [str(step) if isinstance(step, Segment) else step.key for step in leg.steps]) for leg in legs]
 
 
 LOCAL_HALF, HOST_PART, HEAD = ("a", ["tiny[0:1]"]), ("b", ["link0", "host[1:4]", "link1"]), ("a", ["tiny[5:6]"])
@@ -87,6 +94,65 @@ def test_an_empty_host_segment_leaves_its_links_at_the_host() -> None:
     assert described(path, PLACEMENT) == [LOCAL_HALF, ("b", ["link0", "link1"]), HEAD]
 
 
+TWICE = parse_path("tiny[0:1] > host[1:2] > tiny[3:4] > host[3:4] > tiny[5:6]", 6)
+TWO_HOSTS = parse_path("tiny[0:1] > host[2:4] > second[1:3] > tiny[5:6]", 6)
+EMPTY_SEGMENT = InferencePath(6, (Segment("tiny", 0, 1), Segment("host", 2, 2), Segment("tiny", 5, 6)))
+LINKED = [cross(1, 2, 4, 5), cross(0, 2, 4, 5), cross(1, 4), cross(0, 4), cross(3), cross(1, 2, 4), TWICE, TWO_HOSTS, EMPTY_SEGMENT]
+ON_PROVIDERS = pytest.mark.parametrize("placement", [PLACEMENT, ONE_SERVER], ids=["providers", "one server"])
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "behind"),
+    [
+        (cross(1, 2, 4, 5), [LOCAL_HALF, ("b", ["link0", "host[1:4]"])], [("b", ["link1"]), HEAD]),
+        (cross(0, 2, 4, 5), [("b", ["link0", "host[1:4]"])], [("b", ["link1"]), HEAD]),
+        (cross(1, 4), [LOCAL_HALF], [("a", ["link0", "tiny[4:6]"])]),
+        (cross(0, 4), [], [("a", ["link0", "tiny[4:6]"])]),
+        (cross(3), [("a", ["tiny[0:3]"])], [("a", ["link0"])]),
+        (cross(1, 2, 4), [LOCAL_HALF, ("b", ["link0", "host[1:4]"])], [("b", ["link1"])]),
+        (EMPTY_SEGMENT, [LOCAL_HALF, ("b", ["link0"])], [("b", ["link1"]), HEAD]),
+        (TWO_HOSTS, [LOCAL_HALF, ("b", ["link0", "host[2:4]"]), ("c", ["link1", "second[1:3]"])], [("c", ["link2"]), HEAD]),
+    ],
+    ids=["cross", "cross of raw inputs", "skip", "skip of raw inputs", "exit", "probe", "empty host segment", "two hosts"],
+)
+def test_a_path_comes_apart_before_its_last_link(
+    path: InferencePath, before: list[tuple[str, list[str]]], behind: list[tuple[str, list[str]]]
+) -> None:
+    assert tuple(map(as_text, walk_apart(path, PLACEMENT))) == (before, behind)
+
+
+def test_a_leg_that_holds_all_links_is_cut_at_the_last() -> None:
+    before, behind = walk_apart(TWICE, ONE_SERVER)
+    assert as_text(before) == [("a", ["tiny[0:1]", "link0", "host[1:2]", "link1", "tiny[3:4]", "link2", "host[3:4]"])]
+    assert as_text(behind) == [("a", ["link3", "tiny[5:6]"])]
+
+
+@ON_PROVIDERS
+@pytest.mark.parametrize("path", LINKED, ids=str)
+def test_both_parts_of_a_path_together_are_its_walk(path: InferencePath, placement: dict[str, str]) -> None:
+    whole, (before, behind) = walk(path, placement), walk_apart(path, placement)
+    steps = [[(leg.provider, step) for leg in legs for step in leg.steps] for legs in (whole, (*before, *behind))]
+    assert steps[0] == steps[1]
+    assert behind[0].steps[0] == path.link_slots[-1]
+    # Only the leg with the link is cut.
+    assert len(whole) <= len(before) + len(behind) <= len(whole) + 1
+
+
+@ON_PROVIDERS
+@pytest.mark.parametrize("mode", [ExecutionMode(), ExecutionMode("bfloat16", channels_last=True)], ids=str)
+@pytest.mark.parametrize("path", LINKED, ids=str)
+def test_both_parts_of_a_path_one_after_another_compute_what_it_does_to_the_bit(
+    path: InferencePath, mode: ExecutionMode, placement: dict[str, str], tiny_services: dict[str, Service], digits: DataSet
+) -> None:
+    torch.manual_seed(0)
+    links = make_links(path, tiny_services)
+    whole, before, behind = (
+        PathRunner(legs, tiny_services, links, lambda _: mode) for legs in (walk(path, placement), *walk_apart(path, placement))
+    )
+    inputs = tiny_services["tiny"].preprocess(digits.test.images[:10])
+    assert torch.equal(behind(before(inputs)), whole(inputs))
+
+
 @pytest.mark.parametrize("vector", [(1, 2, 4, 5), (0, 1, 3, 4), (2, 4), (3,), (1, 2, 4)])
 def test_links_have_the_shapes_of_the_boundaries_they_join(vector: tuple[int, ...], tiny_services: dict[str, Service]) -> None:
     path = cross(*vector)
@@ -142,7 +208,7 @@ def by_hand(path: InferencePath, services: dict[str, Service], links: dict[str, 
         "tiny[0:1] > host[2:4] > second[1:3] > tiny[5:6]",
     ],
 )
-@pytest.mark.parametrize("placement", [PLACEMENT, ONE_SERVER], ids=["providers", "one server"])
+@ON_PROVIDERS
 def test_legs_together_compute_what_the_modules_do_one_by_one(
     text: str, placement: dict[str, str], tiny_services: dict[str, Service], digits: DataSet
 ) -> None:

@@ -30,7 +30,7 @@ PAIR: dict[str, Any] = {
     "local": "alexnet-digits",
     "data": "digits",
     "hosts": {"efficientnet-lite0": {"kappa": 1.0}},
-    "vectors": [[1, 1, 2, 5], [1, 2, 3, 5], [2, 4, 4, 5], [2, 3, 3, 4], [1], [3], [1, 4], [2, 5]],
+    "vectors": [[1, 1, 2, 5], [1, 2, 3, 5], [2, 4, 4, 5], [2, 3, 3, 4], [2], [3], [1, 4], [2, 5]],
     "loss_points": 5.0,
     "screen": 4,
     "stopping": {"max_trainings": 3, "c_stop": 3, "epsilon": 0.02},
@@ -76,7 +76,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def most_at_once(records: list[dict[str, Any]]) -> int:
     """How many of these evaluations ran at the same moment at most."""
-    spans = [(float(record["started"]), float(record["finished"])) for record in records]
+    # Paths that are scored together run in one trial.
+    spans = {(float(record["started"]), float(record["finished"])) for record in records}
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
@@ -127,8 +128,8 @@ def test_every_line_of_progress_has_its_time_and_every_evaluation_its_line(finis
 
 def test_a_run_directory_holds_what_users_rely_on_and_nothing_else(finished: Finished) -> None:
     texts = {"config.json", "result.json", "plan.json", "profile.json", "evaluations.csv", "journal.jsonl", "splits.npz"}
-    pictures = {"pareto.png", "search_trace.png", "winning_path.png"}
-    assert {file.name for file in finished.out.iterdir()} == texts | pictures | {"stores"}
+    pictures = {"pareto.png", "search_trace.png", "winning_plan.png", "forecasts.png"}
+    assert {file.name for file in finished.out.iterdir()} == texts | pictures | {"stores", "report.html"}
 
 
 def test_result_json_has_every_key_that_tools_rely_on(finished: Finished) -> None:
@@ -154,10 +155,21 @@ def test_json_files_hold_no_number_that_only_python_reads(name: str, finished: F
 def test_the_counts_of_result_json_are_those_of_the_journal(finished: Finished) -> None:
     result, records = finished.result, evaluations(finished.out)
     assert result["trainings"] == sum(record["fidelity"] == "trained" for record in records)
-    assert result["screened"] == sum(record["fidelity"] == "fit" for record in records) == 4
+    assert result["screened"] == sum(record["fidelity"] == "fit" for record in records)
+    assert 0 < result["screened"] <= PAIR["screen"]
     assert sum(record["role"] == "search" and record["fidelity"] == "trained" for record in records) <= 3
     assert 4 <= result["candidates"] <= result["paths_enumerated"] == len(PAIR["vectors"])
     assert result["seconds"] > max(record["finished"] for record in records) - min(record["started"] for record in records)
+
+
+def test_result_json_says_what_is_left_and_how_often_forecasts_held(finished: Finished) -> None:
+    result = finished.result
+    trained = [record for record in evaluations(finished.out) if record["role"] == "search" and record["fidelity"] == "trained"]
+    assert result["left"]["paths"] == result["candidates"] - len(trained)
+    assert result["left"]["expected_improvement"] >= 0
+    assert result["left"]["bound"] >= 1
+    inside = [record["expected_low"] <= record["accuracy"] <= record["expected_high"] for record in trained]
+    assert result["forecast_coverage"] == {"nominal": 0.95, "share_inside": sum(inside) / len(inside), "trainings": len(trained)}
 
 
 def test_all_controls_of_the_leading_cross_were_trained(finished: Finished) -> None:
@@ -194,12 +206,16 @@ def test_links_lie_below_the_stores_of_their_providers_only(finished: Finished) 
 
 
 def test_evaluations_csv_has_the_rows_of_the_journal(finished: Finished) -> None:
-    table = pd.read_csv(finished.out / "evaluations.csv")
     columns = ["path", "fidelity", "seed", "role", "accuracy_fit", "accuracy", "seconds"]
-    assert table[columns].to_dict("records") == [{name: record[name] for name in columns} for record in evaluations(finished.out)]
+    # A cell is empty where the record has no such value: scores say how far they diverge, trainings what was expected of them.
+    columns += ["divergence", "explained", "expected_low", "expected_high"]
+    table = pd.read_csv(finished.out / "evaluations.csv")[columns].astype(object)
+    rows = table.where(table.notna(), None).to_dict("records")
+    assert rows == [{name: record.get(name) for name in columns} for record in evaluations(finished.out)]
+    assert all(table[name].notna().any() for name in columns)
 
 
-@pytest.mark.parametrize("name", ["pareto", "search_trace", "winning_path"])
+@pytest.mark.parametrize("name", ["pareto", "search_trace", "winning_plan", "forecasts"])
 def test_pictures_are_pngs_of_a_size_to_look_at_with_something_on_them(name: str, finished: Finished) -> None:
     with Image.open(finished.out / f"{name}.png") as picture:
         assert picture.format == "PNG"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from test_search import command, contents
+from test_search import command, complaints, contents, search, write_config
 
 from code_ray.artifact import RunDirectory
 from code_ray.data import DataSet
@@ -77,6 +77,16 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "vector too long": ({"vectors": [[1, 2, 3, 4, 5]]}, r"PathError: vector \[1, 2, 3, 4, 5\] is not 0 to 4 integers"),
     "vector without its host": ({"vectors": [[1, 1, 2, 5]]}, r"PathError: vector \[1, 1, 2, 5\] borrows blocks but no host is given"),
     "vector of the original": ({"vectors": [[]]}, r"PathError: vector \[\] in 'vectors' is not in the space"),
+    "rungs that do not rise": ({"rungs": [50, 20]}, r"ConfigError: .*'rungs' \[50, 20\] must rise, between .* of 500 steps"),
+    "one rung twice": ({"rungs": [20, 20]}, r"ConfigError: .*'rungs' \[20, 20\] must rise"),
+    "rung before the first step": ({"rungs": [0, 20]}, r"ConfigError: .*'rungs' \[0, 20\] must rise"),
+    "rung where training has ended": ({"rungs": [20, 500]}, r"ConfigError: .*'rungs' \[20, 500\] must rise"),
+    "rung without a training": ({"rungs": [1], "recipe": {"steps": 0}}, r"ConfigError: .*'rungs' \[1\] must rise, .* of 0 steps"),
+    "rungs that everything passes": (
+        {"rungs": [20], "reduction": 1},
+        r"ConfigError: .*reduction: .*greater than or equal to 2 \(given: 1\)",
+    ),
+    "plan measured on nothing": ({"test_samples": 0}, r"ConfigError: .*test_samples: .*greater than or equal to 1 \(given: 0\)"),
     "more blocks at home than there are": ({"min_lout": 6}, r"ConfigError: min_lout 6 leaves no path of 'alexnet-digits'"),
 }
 
@@ -175,6 +185,21 @@ def test_two_folders_of_one_name_are_not_taken_for_one_provider(tmp_path: Path, 
     code, line = run_cli(config, tmp_path / "run", capsys)
     assert code == 2
     assert "two service folders are called 'cnn'; say in 'providers'" in line
+
+
+def test_rungs_may_stand_anywhere_between_the_first_and_the_last_step_of_the_whole_training(tmp_path: Path) -> None:
+    config = write_config(tmp_path, LONELY, rungs=[1, 30, 39], recipe={"steps": 30, "joint_steps": 10})
+    assert read_config(config).rungs == (1, 30, 39)
+
+
+def test_a_search_has_no_rungs_unless_it_asks_for_them(tmp_path: Path) -> None:
+    assert read_config(write_config(tmp_path, LONELY)).rungs == ()
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(tmp_path: Path) -> None:
+    done = search(write_config(tmp_path, LONELY, gpus_per_trial=64), tmp_path / "run")
+    assert done.returncode == 2
+    assert complaints(done.stderr)[0].startswith("ConfigError: gpus_per_trial is 64 and the Ray cluster has ")
 
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "search" / "configs").glob("*.yaml")), ids=lambda file: file.name)

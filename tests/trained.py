@@ -1,0 +1,50 @@
+"""What tests of training, scoring and serving share: trainings in one call, trainers of the small services, and paths of each kind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from code_ray.blocks import ExecutionMode
+from code_ray.data import DataSet
+from code_ray.links import Link
+from code_ray.path import InferencePath, parse_path, path_from_vector
+from code_ray.recipe import Recipe
+from code_ray.service import Service
+from code_ray.training import LinkTraining, Trainer
+
+PLACEMENT = {"tiny": "a", "host": "b", "second": "c"}
+SHORT = Recipe(samples=128, fit_samples=64, steps=8, joint_steps=4, batch_size=16)
+CROSS = path_from_vector((1, 2, 4, 5), "tiny", 6, "host", 6)
+PATHS = [
+    CROSS,
+    path_from_vector((0, 1, 3, 4), "tiny", 6, "host", 6, rank=3),
+    path_from_vector((1, 4), "tiny", 6),
+    path_from_vector((3,), "tiny", 6),
+    path_from_vector((1, 2, 4), "tiny", 6, "host", 6),
+    parse_path("tiny[0:1] > host[2:4] > second[1:3] > tiny[5:6]", 6),
+]
+
+
+@dataclass(frozen=True)
+class TrainedPath:
+    """Links of a path after training, with the validation accuracy of the fit (on the screened images) and of the links (on all)."""
+
+    path: InferencePath
+    links: Mapping[str, Link]
+    accuracy_fit: float
+    accuracy: float
+
+
+def train_path(trainer: Trainer, path: InferencePath, seed: int, *, fit_only: bool = False) -> TrainedPath:
+    """Fit, train and validate the links of ``path``; ``fit_only`` stops after least squares."""
+    training = LinkTraining(trainer, path, seed)
+    training.fit()
+    accuracy_fit = training.screen_accuracy()
+    if path.link_slots and not fit_only:  # the original has nothing to train
+        training.advance(trainer.recipe.total_steps)
+    return TrainedPath(path, training.links, accuracy_fit, training.accuracy("validation"))
+
+
+def tiny_trainer(services: Mapping[str, Service], data: DataSet, mode: ExecutionMode | None = None, **changes: object) -> Trainer:
+    """A new trainer of the service "tiny"; fields of the recipe that differ from ``SHORT`` by name."""
+    recipe = Recipe.model_validate({**SHORT.model_dump(), **changes})
+    return Trainer(services, "tiny", data, PLACEMENT, lambda _: mode or ExecutionMode(), recipe)
