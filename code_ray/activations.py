@@ -47,7 +47,7 @@ class Activations:
         if lout not in self._prefixes:
             # Input and logits serve every path, of the rest one at a time is enough: paths come in any order.
             self._prefixes = {k: v for k, v in self._prefixes.items() if k in (0, self.local.num_blocks)}
-        kept, wanted = self._prefixes.get(lout), whole_batches(int(indices.max()) + 1)
+        kept, wanted = self._prefixes.get(lout), whole_batches(int(indices.max()) + 1, len(self.images))
         if kept is None or len(kept) < wanted:
             missing = self.local.preprocess(self.images[0 if kept is None else len(kept) : wanted])
             new = self.run(self.local.name, 0, lout, missing)
@@ -70,6 +70,6 @@ def in_batches(run: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     return torch.cat([run(part) for part in value.split(BATCH)])
 
 
-def whole_batches(count: int) -> int:
-    """``count`` rounded up to whole batches: what is computed in parts then has the same bits as what is computed at once."""
-    return -(-count // BATCH) * BATCH
+def whole_batches(count: int, total: int) -> int:
+    """``count`` of ``total`` rounded up to whole batches: what is computed in parts then has the same bits as all at once."""
+    return min(-(-count // BATCH) * BATCH, total)

@@ -64,7 +64,7 @@ class LinkInputs:
         images = self.splits[split].images
         if len(images) * int(torch.Size(self._shape).numel()) > MAX_KEPT_VALUES:
             return self._runner(self._local.preprocess(images[indices.numpy()]))
-        kept, wanted = self._kept.get(split), whole_batches(int(indices.max()) + 1)
+        kept, wanted = self._kept.get(split), whole_batches(int(indices.max()) + 1, len(images))
         if kept is None or len(kept) < wanted:
             started = time.monotonic()
             missing = images[0 if kept is None else len(kept) : wanted]

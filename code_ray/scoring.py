@@ -31,9 +31,9 @@ EXPLAINED_SAMPLES = 128
 class Score:
     """What least-squares links say of a path, on the first ``screen_samples`` validation images.
 
-    ``accuracy`` a fraction; ``loss_points`` what is lost against the original on the same images; ``divergence`` the mean KL(original || path) in nats: much less noisy than the accuracy;
-    ``explained`` the share of the variance of what the last link should make that it does make; ``seconds`` the path's share
-    of what its batch took.
+    ``accuracy`` a fraction; ``loss_points`` what is lost against the original on the same images; ``divergence`` the mean
+    KL(original || path) in nats, much less noisy than the accuracy; ``explained`` the share of the variance of what the last
+    link should make that it does make; ``seconds`` the path's share of what its batch took.
     """
 
     accuracy: float
@@ -119,7 +119,7 @@ class Scorer:
     def _compare(self, logits: Tensor) -> tuple[float, float]:
         """Accuracy, and divergence from the original, of the screened images' logits."""
         logits = logits.cpu().float()
-        accuracy = (logits.argmax(1) == torch.from_numpy(self._screen.labels)).float().mean()
+        accuracy = (logits.argmax(1).numpy() == self._screen.labels).mean()
         divergence = functional.kl_div(
             functional.log_softmax(logits, 1),
             functional.log_softmax(self._trainer.screen_logits, 1),

@@ -121,10 +121,12 @@ class LinkTraining:
     def advance(self, steps: int) -> None:
         """Train until ``steps`` batches of the recipe's total have been seen."""
         recipe = self._trainer.recipe
+        if not self._stages:
+            return
         for stage in self._stages:
             stage.move(self._trainer.device)
-        if self._stages:  # another path may have been trained since the last pause
-            self._trainer.link_inputs.turn_to(self.path, self.links)
+        # Another path may have been trained since the last pause.
+        self._trainer.link_inputs.turn_to(self.path, self.links)
         while self.steps < min(steps, recipe.total_steps):
             if self.steps == 0 and recipe.steps > 0:
                 self._descent = _Descent(self, len(self._stages) - 1, recipe.steps, recipe.learning_rate, self._seed)

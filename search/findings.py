@@ -74,10 +74,20 @@ def borrowing(findings: Findings) -> str:
             f"Borrowing pays: within the loss limit the best plan with hosts serves {mixture:.2f} times the original, "
             f"the best plan without one {host_free:.2f} times."
         )
-        if not any(row["kind"] in ("exit", "skip") and row["role"] == "search" for row in findings.rows("trained")):
-            said += " No exit and no skip was trained for comparison."
+        said += _rivals_left_out(findings)
     copied = f" A full copy of the model on each host's share would serve {replica:.2f} times the original"
     return said + copied + (" at no loss: where copying is allowed, copy." if replica >= mixture else ", fewer samples, but at no loss.")
+
+
+def _rivals_left_out(findings: Findings) -> str:
+    """What weakens the comparison with plans without a host."""
+    rows = [row for row in findings.rows("trained", "stopped") if row["kind"] in ("exit", "skip")]
+    counted = {row["path"] for row in rows if row["fidelity"] == "trained" and row["role"] == "search"}
+    left_out = {row["path"] for row in rows} - counted
+    said = "" if counted else " No exit and no skip was trained for comparison."
+    if left_out:
+        said += f" Exits and skips stopped at a rung, or trained as a control only, and so in no plan: {len(left_out)}."
+    return said
 
 
 def objective(config: SearchConfig) -> str:

@@ -1,6 +1,6 @@
 """A smooth landscape of paths whose best plan is known, for tests of samplers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from typing import Literal
 

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from torch import nn
-from torch.nn import functional
+from trained import make_service as make_service  # passed on to tests that serve
 from trained import train_path
 
 from code_ray.blocks import ExecutionMode
@@ -33,9 +31,8 @@ from code_ray.plan import Plan, PlannedPath, path_id, save_links
 from code_ray.policy import ORIGINAL
 from code_ray.recipe import Recipe
 from code_ray.runner import PathRunner, walk
-from code_ray.service import Preprocessing, Service, build_service
+from code_ray.service import Service
 from code_ray.training import Trainer
-from code_ray.zoo import BUILDERS
 from deployments.config import ProviderOptions
 
 LOCAL, HOST = "tiny", "host"
@@ -48,7 +45,6 @@ VECTORS: dict[str, tuple[int, ...]] = {
     "cross": (1, 2, 4, 5),
     "probe": (1, 2, 4),
 }
-GREY = Preprocessing(image_shape=(28, 28), channels=1, size=(28, 28), mean=(0.3,), std=(0.35,))
 BATCH = 16
 FIXED = ProviderOptions(num_cpus=0.5, mode="float32", batch_size=BATCH)
 """No choice is left to measurements: what is computed is the same every time."""
@@ -74,25 +70,6 @@ class Run:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
         runner = PathRunner(walk(self.paths[name], PLACEMENT), self.services, self.links[name], lambda _: ExecutionMode())
         return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
-
-
-def make_service(name: str, digits: DataSet, seed: int, widths: tuple[int, int, int, int, int] = (16, 32, 48, 32, 32)) -> Service:
-    """A small AlexNet that knows the digits: random features, the last layer fitted to the labels by least squares.
-
-    By default wide enough for its blocks to cost more than a call.
-    """
-    torch.manual_seed(seed)
-    blocks = BUILDERS["alexnet"](num_classes=10, widths=widths)
-    *before, last = [module.eval() for block in blocks for module in block.children()]
-    assert isinstance(last, nn.Linear)
-    with torch.inference_mode():
-        features = nn.Sequential(*before)(GREY.apply(digits.train.images))
-        wanted = functional.one_hot(torch.from_numpy(digits.train.labels), 10).float()
-        centred = features - features.mean(0)
-        weight = torch.linalg.lstsq(centred, wanted - wanted.mean(0), driver="gelsd").solution.T
-        last.weight.copy_(weight)
-        last.bias.copy_(wanted.mean(0) - weight @ features.mean(0))
-    return build_service(name, "alexnet", {"num_classes": 10, "widths": widths}, blocks, GREY, digits.labels, digits.train.images[:16])
 
 
 def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: float = 0.5) -> Run:

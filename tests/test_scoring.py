@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from trained import CROSS, PATHS, PLACEMENT, tiny_trainer
+from trained import CROSS, PATHS, PLACEMENT, make_small_services, tiny_trainer
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
@@ -31,9 +31,14 @@ MANY = list(
 """Links from the same place to many, into blocks near and far of both services, in no order."""
 
 
+@pytest.fixture(scope="module")
+def small_services(digits: DataSet) -> dict[str, Service]:
+    return make_small_services(digits)
+
+
 @pytest.fixture
-def trainer(tiny_services: dict[str, Service], digits: DataSet) -> Trainer:
-    return tiny_trainer(tiny_services, digits)
+def trainer(small_services: dict[str, Service], digits: DataSet) -> Trainer:
+    return tiny_trainer(small_services, digits)
 
 
 def values(score: Score) -> tuple[float, ...]:
@@ -44,6 +49,7 @@ def values(score: Score) -> tuple[float, ...]:
 def test_paths_scored_together_score_as_they_do_alone(trainer: Trainer) -> None:
     together = Scorer(trainer).score(MANY)
     assert set(together) == set(MANY)
+    assert min(together[path].divergence for path in MANY if path != ORIGINAL) > 1e-3  # far above the bounds below
     for path in MANY:
         alone = Scorer(trainer).score([path])[path]
         assert together[path].accuracy == pytest.approx(alone.accuracy, abs=0.01), path
@@ -89,9 +95,9 @@ def explained_by_hand(path: InferencePath, trainer: Trainer) -> float:
     return 1 - float((made - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
-def test_links_are_fitted_to_and_judged_by_what_the_blocks_behind_them_expect(tiny_services: dict[str, Service], digits: DataSet) -> None:
+def test_links_are_fitted_to_and_judged_by_what_the_blocks_behind_them_expect(small_services: dict[str, Service], digits: DataSet) -> None:
     # More images than the fit of a convolution looks at, fewer than that of a linear link does: targets of two lengths.
-    trainer = tiny_trainer(tiny_services, digits, samples=400, fit_samples=400)
+    trainer = tiny_trainer(small_services, digits, samples=400, fit_samples=400)
     scores = Scorer(trainer).score(MANY)
     for path in MANY:
         if path != ORIGINAL:
@@ -119,7 +125,7 @@ def test_the_original_diverges_from_itself_by_nothing(trainer: Trainer) -> None:
     assert score.explained == 1.0
 
 
-def test_a_host_that_may_not_see_images_is_not_shown_them(trainer: Trainer, tiny_services: dict[str, Service], digits: DataSet) -> None:
+def test_a_host_that_may_not_see_images_is_not_shown_them(trainer: Trainer, small_services: dict[str, Service], digits: DataSet) -> None:
     torch.manual_seed(0)
-    shown, hidden = (Scorer(t).score([CROSS])[CROSS] for t in (trainer, tiny_trainer(tiny_services, digits, fit_entry=False)))
+    shown, hidden = (Scorer(t).score([CROSS])[CROSS] for t in (trainer, tiny_trainer(small_services, digits, fit_entry=False)))
     assert shown.divergence != hidden.divergence

@@ -5,11 +5,10 @@ from typing import Literal
 
 import pytest
 import torch
-from conftest import make_tiny_service
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
-from trained import CROSS, PATHS, SHORT, TrainedPath, tiny_trainer, train_path
+from trained import CROSS, PATHS, SHORT, TrainedPath, make_service, make_small_services, tiny_trainer, train_path
 
 from code_ray import activations, link_inputs
 from code_ray.blocks import ExecutionMode, content_hash
@@ -25,11 +24,16 @@ from code_ray.zoo import get_service
 MakeTrainer = Callable[..., Trainer]
 
 
+@pytest.fixture(scope="module")
+def small_services(digits: DataSet) -> dict[str, Service]:
+    return make_small_services(digits)
+
+
 @pytest.fixture
-def make_trainer(tiny_services: dict[str, Service], digits: DataSet) -> MakeTrainer:
+def make_trainer(small_services: dict[str, Service], digits: DataSet) -> MakeTrainer:
     """A new trainer of the small services, see ``tiny_trainer``."""
 
-    def make(mode: ExecutionMode | None = None, services: Mapping[str, Service] = tiny_services, **changes: object) -> Trainer:
+    def make(mode: ExecutionMode | None = None, services: Mapping[str, Service] = small_services, **changes: object) -> Trainer:
         return tiny_trainer(services, digits, mode, **changes)
 
     return make
@@ -76,10 +80,10 @@ def test_another_seed_gives_other_links(make_trainer: MakeTrainer) -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_training_leaves_every_block_of_every_service_as_it_was(
-    path: InferencePath, make_trainer: MakeTrainer, tiny_services: dict[str, Service]
+    path: InferencePath, make_trainer: MakeTrainer, small_services: dict[str, Service]
 ) -> None:
     train_path(make_trainer(), path, seed=0)
-    for service in tiny_services.values():
+    for service in small_services.values():
         service.verify()
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in service.blocks.parameters())
 
@@ -125,11 +129,11 @@ def test_a_fit_on_all_links_does_not_depend_on_the_seed(make_trainer: MakeTraine
 
 
 def test_without_fit_entry_a_link_into_the_middle_of_a_host_starts_at_random(
-    make_trainer: MakeTrainer, tiny_services: dict[str, Service]
+    make_trainer: MakeTrainer, small_services: dict[str, Service]
 ) -> None:
     links = train_path(make_trainer(fit_entry=False), CROSS, seed=3, fit_only=True).links
     torch.manual_seed(3)
-    random = make_links(CROSS, tiny_services)
+    random = make_links(CROSS, small_services)
     assert content_hash(links["link0"]) == content_hash(random["link0"])
     assert content_hash(links["link1"]) != content_hash(random["link1"])
 
@@ -140,20 +144,24 @@ def test_without_fit_entry_a_link_into_a_hosts_input_is_fitted_all_the_same(make
     assert same(with_entry.links, without.links)
 
 
-def test_a_fit_makes_the_activation_the_next_block_expects(make_trainer: MakeTrainer, tiny_service: Service, digits: DataSet) -> None:
+def test_a_fit_makes_the_activation_the_next_block_expects(
+    make_trainer: MakeTrainer, small_services: dict[str, Service], digits: DataSet
+) -> None:
     path = path_from_vector((2, 3), "tiny", 6)  # leaves out a convolution and its ReLU
     trained = train_path(make_trainer(fit_samples=128), path, seed=0, fit_only=True)
     with torch.inference_mode():
-        value = nn.Sequential(*tiny_service.blocks[:2])(tiny_service.preprocess(digits.test.images[:32]))
-        expected, found = tiny_service.blocks[2](value), trained.links["link0"](value)
+        value = nn.Sequential(*small_services["tiny"].blocks[:2])(small_services["tiny"].preprocess(digits.test.images[:32]))
+        expected, found = small_services["tiny"].blocks[2](value), trained.links["link0"](value)
     # Least squares aims through the ReLU: not exact, but far nearer than the mean, which knows nothing of the sample.
     assert float((found - expected).square().mean()) < 0.2 * float((expected - expected.mean(0)).square().mean())
 
 
-def test_a_fit_of_raw_images_to_a_hosts_input_hands_them_on(make_trainer: MakeTrainer, tiny_service: Service, digits: DataSet) -> None:
+def test_a_fit_of_raw_images_to_a_hosts_input_hands_them_on(
+    make_trainer: MakeTrainer, small_services: dict[str, Service], digits: DataSet
+) -> None:
     path = path_from_vector((0, 1, 3, 4), "tiny", 6, "host", 6)
     trained = train_path(make_trainer(fit_samples=128), path, seed=0, fit_only=True)
-    value = tiny_service.preprocess(digits.test.images[:32])
+    value = small_services["tiny"].preprocess(digits.test.images[:32])
     with torch.inference_mode():
         torch.testing.assert_close(trained.links["link0"](value), value, rtol=0, atol=0.05)
 
@@ -238,8 +246,8 @@ def test_fewer_images_than_a_batch_are_taken_round(make_trainer: MakeTrainer) ->
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(trained.links))
 
 
-def test_another_local_service_gives_other_links(make_trainer: MakeTrainer, tiny_services: dict[str, Service], digits: DataSet) -> None:
-    other = {**tiny_services, "tiny": make_tiny_service("tiny", digits, seed=5)}
+def test_another_local_service_gives_other_links(make_trainer: MakeTrainer, small_services: dict[str, Service], digits: DataSet) -> None:
+    other = {**small_services, "tiny": make_service("tiny", digits, 5, (4, 8, 12, 8, 8))}
     assert not same(train_path(make_trainer(), CROSS, 0).links, train_path(make_trainer(services=other), CROSS, 0).links)
 
 

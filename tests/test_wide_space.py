@@ -1,12 +1,12 @@
 """Searches of spaces with more paths than they may look at."""
 
 import pytest
+from wide_landscape import HOSTS, OBJECTIVE, ORIGINAL, SPACE, accuracy, cost, evaluate, wide
 
 from code_ray.greedy_sampler import GreedySampler
 from code_ray.path import InferencePath, Segment
 from code_ray.sampler import Stopping
 from code_ray.space import Candidate, is_faster
-from tests.wide_landscape import HOSTS, OBJECTIVE, ORIGINAL, SPACE, accuracy, cost, evaluate, wide
 
 PATIENT = Stopping(max_trainings=5, patience=5, epsilon=0.0)
 
