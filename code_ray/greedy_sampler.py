@@ -99,7 +99,20 @@ class GreedySampler(Sampler):
         if proposal.fidelity == "trained":
             before = self.objective.value(self.known)
             self.trained[proposal.path] = accuracy
+            self._stopped.discard(proposal.path)
             self._count_gain(before, self.objective.value(self.known))
+
+    def rival(self) -> Proposal | None:
+        """The one of largest expected improvement over the plan of paths without a host; it may be one that was stopped."""
+        closed = {*self.trained, *self._dropped, *(proposal.path for proposal in self._pending)}
+        left = [i for i, candidate in enumerate(self.candidates) if not candidate.path.hosts and candidate.path not in closed]
+        if self._predictor is None or not left:
+            return None
+        mean, std = self._predictor.predict(self._measured(), left)
+        gains = self._gains(left, mean, std, {path: entry for path, entry in self.known.items() if not path.hosts})
+        if gains.max() <= self.stopping.epsilon:
+            return None
+        return self._propose([left[int(gains.argmax())]], "trained")[0]
 
     def admit(self, path: InferencePath) -> bool:
         if path not in self.index and self._wide is not None and path in self._wide.space:

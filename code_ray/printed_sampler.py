@@ -54,6 +54,10 @@ class PrintedSampler(Sampler):
         self.stopped_because = f"the training of {proposal.path} failed, and the printed algorithm knows no other way on"
 
     @property
+    def takes_all(self) -> bool:
+        return False
+
+    @property
     def chosen(self) -> Known:
         return {path: entry for path, entry in self.known.items() if path == self._last}
 

@@ -74,6 +74,17 @@ class Sampler(ABC):
         """Record a measured validation accuracy (a fraction); of least-squares links, the whole score."""
         self._pending.discard(proposal)
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether a plan may be made of every trained path, those that the sampler did not ask for among them."""
+        return True
+
+    def rival(self) -> Proposal | None:
+        """A path without a host that a plan without hosts may still gain from, to be trained before plans are compared; None
+        where nothing is forecast, or no such path is left.
+        """
+        return None
+
     def admit(self, path: InferencePath) -> bool:
         """Whether what was measured of ``path``, in an earlier session or another search, can be told."""
         return path in self.index
@@ -119,6 +130,8 @@ class Sampler(ABC):
 
     def _count_gain(self, before: float, after: float) -> None:
         """The stop rule: c_stop results in a row that gain less than epsilon."""
+        if self.stopped_because is not None:
+            return  # what is told after the end counts to no rule
         self._without_gain = 0 if after - before >= self.stopping.epsilon else self._without_gain + 1
         if self._without_gain >= self.stopping.patience:
             self.stopped_because = f"{self.stopping.patience} trainings in a row gained less than {self.stopping.epsilon:g}"

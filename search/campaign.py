@@ -1,4 +1,4 @@
-"""The whole course of a search as ask / tell: sampled trainings, then controls, then confirmation on fresh seeds.
+"""The whole course of a search as ask / tell: sampled trainings, then rivals, controls, and confirmation on fresh seeds.
 
 Knows no Tune. A resumed search replays its journal into a new campaign and goes on.
 """
@@ -18,8 +18,10 @@ from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
 from search.problem import Problem
 
-Role = Literal["search", "random_host", "links_only", "skip", "confirm"]
+Role = Literal["search", "rival", "random_host", "links_only", "skip", "confirm"]
 
+PLANNED: tuple[Role, ...] = ("search", "rival", "skip")
+"""Roles of trainings that a plan may be made of: a skip is a control of what it replaces, and as good a path as any."""
 
 SCORE_FIELDS = tuple(field.name for field in fields(Score))
 """What the record of a scored path holds of its score."""
@@ -81,6 +83,10 @@ class Campaign:
                 return self._hand_out(*(Job(p.path, p.fidelity, self.problem.config.seed, "search") for p in proposals))
         if self.sampler.stopped_because is None or any(job.role == "search" for job in self._in_flight):
             return ()
+        if self._rest is None and self._rivals_asked < self.problem.config.rivals and (rival := self.sampler.rival()) is not None:
+            return self._hand_out(Job(rival.path, "trained", self.problem.config.seed, "rival"))
+        if any(job.role == "rival" for job in self._in_flight):
+            return ()
         if self._rest is None:
             self._rest = [job for job in self._closing_jobs() if job not in self.records and job not in self.failures]
         return self._hand_out(self._rest.pop(0)) if self._rest else ()
@@ -93,6 +99,9 @@ class Campaign:
         """
         if (expected := self._expected.pop(job, None)) is not None:
             record = {**record, "expected_low": expected[0], "expected_high": expected[1]}
+        if job.role != "search":
+            # Later measurements may change what is expected: a search that is resumed here has still ended.
+            record = {**record, "stopped_because": self.sampler.stopped_because}
         self.problem.run.journal.append({**job.to_config(), **record})
         self._take(job, record)
 
@@ -114,7 +123,7 @@ class Campaign:
         """Note that a job could not be done; the search goes on without it."""
         self._in_flight.discard(job)
         self.failures[job] = reason
-        if job.role == "search":
+        if self._is_planned(job):
             self.sampler.drop(Proposal(job.path, job.fidelity))
 
     @property
@@ -125,6 +134,14 @@ class Campaign:
             seeds = [r["accuracy"] for j, r in self.records.items() if j.path == path and j.fidelity == "trained"]
             known[path] = (cost, sum(seeds) / len(seeds))
         return known
+
+    def _is_planned(self, job: Job) -> bool:
+        """Whether the sampler is told of a job."""
+        return (job.role == "search" or (job.role in PLANNED and self.sampler.takes_all)) and self.sampler.admit(job.path)
+
+    @property
+    def _rivals_asked(self) -> int:
+        return sum(job.role == "rival" for job in (*self.records, *self.failures, *self._in_flight))
 
     def full_trainings(self) -> int:
         """How many times links were trained by the full recipe, controls and confirmation included."""
@@ -142,14 +159,14 @@ class Campaign:
     def _hand_out(self, *jobs: Job) -> tuple[Job, ...]:
         self._in_flight.update(jobs)
         for job in jobs:
-            if job.role == "search" and job.fidelity == "trained":
+            if job.fidelity == "trained" and self._is_planned(job):
                 self._expected[job] = self.sampler.expected_range(job.path)
         return jobs
 
     def _take(self, job: Job, record: dict[str, Any]) -> None:
         self._in_flight.discard(job)
         self.records[job] = record
-        if job.role != "search":
+        if not self._is_planned(job):
             return
         if job.fidelity == "stopped":
             self.sampler.stop(job.path)
@@ -162,6 +179,7 @@ class Campaign:
             if record["role"] == "original":
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
+            self.sampler.stopped_because = record.pop("stopped_because", None) or self.sampler.stopped_because
             if job.role != "search" or self.sampler.admit(job.path):
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)

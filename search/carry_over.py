@@ -53,7 +53,8 @@ def carry_over(source: RunDirectory, config: SearchConfig, run: RunDirectory, nu
     staged = Journal(run.journal.file.with_suffix(".staged"))
     staged.file.unlink(missing_ok=True)
     for record in records:
-        staged.append(record)
+        # That search had ended; this one may go on.
+        staged.append({name: value for name, value in record.items() if name != "stopped_because"})
     staged.file.replace(run.journal.file)
     say(f"{len(records)} evaluations taken over from {source.root}")
 

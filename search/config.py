@@ -68,6 +68,7 @@ class SearchConfig(BaseModel):
     rungs: tuple[int, ...] = ()
     reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()
+    rivals: int = Field(2, ge=0)
     confirm: int = Field(3, ge=0)
     test_samples: int = Field(sys.maxsize, ge=1)
     controls: bool = True

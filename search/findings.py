@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from search.campaign import PLANNED
 from search.config import SearchConfig
 
 WORTH = 1.01
@@ -82,11 +83,11 @@ def borrowing(findings: Findings) -> str:
 def _rivals_left_out(findings: Findings) -> str:
     """What weakens the comparison with plans without a host."""
     rows = [row for row in findings.rows("trained", "stopped") if row["kind"] in ("exit", "skip")]
-    counted = {row["path"] for row in rows if row["fidelity"] == "trained" and row["role"] == "search"}
+    counted = {row["path"] for row in rows if row["fidelity"] == "trained" and row["role"] in PLANNED}
     left_out = {row["path"] for row in rows} - counted
     said = "" if counted else " No exit and no skip was trained for comparison."
     if left_out:
-        said += f" Exits and skips stopped at a rung, or trained as a control only, and so in no plan: {len(left_out)}."
+        said += f" Exits and skips stopped at a rung, and so in no plan: {len(left_out)}."
     return said
 
 

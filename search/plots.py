@@ -69,7 +69,7 @@ def draw_pareto(
     axes.set(ylim=(-0.08 * top, top))
     edge = right**0.985 if right > LOG_FROM else 1 + 0.98 * (right - 1)
     trained = table[table.fidelity == "trained"]
-    for kind, group in trained[trained.role == "search"].groupby("kind"):
+    for kind, group in trained[trained.role.isin(["search", "rival"])].groupby("kind"):
         x, y = group.pair_throughput_ratio.clip(upper=edge), group.pair_loss_points.clip(upper=0.98 * top)
         axes.scatter(x, y, s=24, color=COLOURS[str(kind)], label=f"original + one {kind}", zorder=3, clip_on=False)
     for role, mark in CONTROL_MARKS.items():
@@ -127,7 +127,7 @@ def draw_trace(table: pd.DataFrame) -> bytes:
     """Each training of the sampler, in order from above: accuracy, least-squares start to end, coloured by kind; hollow where it
     was stopped.
     """
-    trace = table[(table.role == "search") & table.fidelity.isin(["trained", "stopped"])].reset_index(drop=True)
+    trace = table[table.role.isin(["search", "rival"]) & table.fidelity.isin(["trained", "stopped"])].reset_index(drop=True)
     figure, axes = _rows(_names(trace), list(trace.fidelity == "trained"))
     if len(trace):
         original = (trace.accuracy + trace.loss_points / 100).mean()

@@ -16,7 +16,7 @@ from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id
 from code_ray.runner import walk
 from code_ray.throughput import Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
-from search.campaign import Campaign
+from search.campaign import PLANNED, Campaign
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
@@ -140,7 +140,7 @@ def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
     used = [p for a in (arm, host_free) for p, rate in zip(a.paths[1:], a.mixture.rates[1:], strict=True) if rate > 0]
     planned = [PlannedPath(path=str(arm.paths[0]), id="original", accuracy=problem.accuracy_original, link_hashes={})]
     for path in dict.fromkeys(used):
-        record = next(r for j, r in campaign.records.items() if j.path == path and j.role == "search" and j.fidelity == "trained")
+        record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == "trained")
         planned.append(
             PlannedPath(path=str(path), id=path_id(path, problem.services), accuracy=known[path][1], link_hashes=record["link_hashes"])
         )

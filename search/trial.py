@@ -22,7 +22,7 @@ from code_ray.profiling import Profile
 from code_ray.scoring import Scorer
 from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
-from search.campaign import Job
+from search.campaign import PLANNED, Job
 from search.config import SearchConfig
 from search.problem import load_services
 
@@ -105,7 +105,7 @@ class Worker:
         accuracy = training.accuracy("validation")
         _verify(services)
         hashes: dict[str, str] = {}
-        if job.role == "search":
+        if job.role in PLANNED:
             hashes = save_links(job.path, path_id(job.path, self.services), training.links, self.placement, self.stores_dir)
         whole = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
         yield {"record": {**whole, "link_hashes": hashes, "started": started, "finished": time.time()}}
