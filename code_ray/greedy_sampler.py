@@ -32,7 +32,8 @@ class GreedySampler(Sampler):
     At first some paths are scored: those without a host (the rivals) and, of each host, a few groups far apart. From then on
     the path with the largest expected improvement of the objective is next: it is trained where it was scored, else scored with
     the best of its group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to
-    the best 1 / ``reduction`` there. No path is trained twice, and the best set is kept, not the last path.
+    the best 1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its end. No path
+    is trained twice, and the best set is kept, not the last path.
 
     With ``wide``, ``candidates`` are its start: they are chosen again from all of the space whenever something was measured.
     """
@@ -65,7 +66,7 @@ class GreedySampler(Sampler):
         self._dropped: set[InferencePath] = set()
         self._reduction = reduction
         self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
-        self._at_rung: dict[InferencePath, tuple[float, float]] = {}  # the same at a path's last rung
+        self._last_rung: dict[InferencePath, int] = {}
         self._stopped: set[InferencePath] = set()
         self._design: list[list[InferencePath]] = []
         if self._screen:
@@ -120,15 +121,17 @@ class GreedySampler(Sampler):
         return super().admit(path)
 
     def keep_training(self, path: InferencePath, steps: int, share: float, loss_points: float) -> bool:
-        """Asynchronous successive halving: go on where the path adds as much to a plan as the best 1 / ``reduction`` of all that
-        came to this rung, each by what was expected of it there.
+        """Asynchronous successive halving: go on where the path promises to add as much to a plan as the best 1 / ``reduction`` of
+        all that came to this rung. One that was stopped and is asked for again has been promoted since, and goes on.
         """
-        self._at_rung[path] = forecast = after_rung(loss_points, share)
+        if path in self._stopped:
+            return True
+        self._last_rung[path] = steps
         rung = self._rungs.setdefault(steps, {})
-        rung[path] = forecast
-        gains = {other: self._gain_alone(other, *rung[other]) for other in rung}
-        kept = sorted(gains.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
-        return self._predictor is None or gains[path] >= kept[-1]
+        rung[path] = after_rung(loss_points, share)
+        promises = {other: self._promise(other, steps) for other in rung}
+        kept = sorted(promises.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
+        return self._predictor is None or len(rung) == 1 or promises[path] >= max(kept[-1], 1e-9)
 
     def stop(self, path: InferencePath) -> None:
         super().stop(path)
@@ -217,18 +220,34 @@ class GreedySampler(Sampler):
         accuracies = self._accuracies(mean + NODES[:, None] * std)
         return expected_improvement(self.objective.values_with(known, candidates, accuracies), self.objective.value(known))
 
-    def _gain_alone(self, path: InferencePath, z: float, std: float) -> float:
-        """Expected improvement from ``path`` over all other paths that were trained."""
+    def _at_rung(self, path: InferencePath, steps: int) -> tuple[float, float]:
+        """z that ``path`` may end with, and its standard deviation, as forecast at a rung and corrected by how far those that were
+        trained to the end were off; two trainings that were not count against them.
+        """
+        z, std = self._rungs[steps][path]
+        ended = [self._final(other) - forecast for other, (forecast, _) in self._rungs[steps].items() if other in self.trained]
+        return z + sum(ended) / (len(ended) + 2), std
+
+    def _promise(self, path: InferencePath, steps: int) -> float:
+        """What ``path`` would add to all others that were trained if it came out one deviation better than forecast at a rung.
+
+        Not the expectation: it would be made by tails that nobody has seen, of the fastest paths above all.
+        """
+        z, std = self._at_rung(path, steps)
         known = {other: entry for other, entry in self.known.items() if other != path}
-        return float(self._gains([self.index[path]], np.array([z]), np.array([std]), known)[0])
+        found = self.objective.values_with(known, [self.candidates[self.index[path]]], self._accuracies(np.array([[z - std]])))
+        return float(found[0, 0]) - self.objective.value(known)
+
+    def _final(self, path: InferencePath) -> float:
+        return float(to_z(self.objective.loss_points(self.trained[path])))
 
     def _accuracies(self, z: FloatArray) -> FloatArray:
         return self.objective.accuracies(from_z(z))
 
     def _measured(self) -> Measured:
-        finals = {self.index[path]: float(to_z(self.objective.loss_points(a))) for path, a in self.trained.items()}
+        finals = {self.index[path]: self._final(path) for path in self.trained}
         forecasts = {self.index[path]: z for path, z in self._forecasts.items()}
-        return Measured(forecasts, finals, {self.index[path]: self._at_rung[path] for path in self._stopped})
+        return Measured(forecasts, finals, {self.index[path]: self._at_rung(path, self._last_rung[path]) for path in self._stopped})
 
     def _propose(self, indices: Iterable[int], fidelity: Literal["fit", "trained"]) -> tuple[Proposal, ...]:
         proposals = tuple(Proposal(self.candidates[i].path, fidelity) for i in indices)
@@ -237,7 +256,7 @@ class GreedySampler(Sampler):
 
     def _open(self, in_flight: Sequence[int]) -> list[int]:
         """Paths that may still be trained."""
-        closed = {*in_flight, *(self.index[path] for path in (*self.trained, *self._stopped, *self._dropped))}
+        closed = {*in_flight, *(self.index[path] for path in (*self.trained, *self._dropped))}
         return [i for i in range(len(self.candidates)) if i not in closed]
 
     @property

@@ -1,6 +1,6 @@
 """A smooth landscape of paths whose best plan is known, for tests of samplers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -55,25 +55,38 @@ def accuracy_fit(path: InferencePath) -> float:
     return A0 - 1.6 * (A0 - accuracy(path)) - 0.02
 
 
-CANDIDATES = [
-    c for c in (Candidate(p, cost(p)) for p in enumerate_paths("local", 6, HOSTS)) if c.cost.at("local") < ORIGINAL.cost.at("local")
-]
-BEST = PLAN.value({c.path: (c.cost, accuracy(c.path)) for c in CANDIDATES})
+def faster(hosts: Mapping[str, int]) -> list[Candidate]:
+    """Every path of a space that takes less of the local server than the original."""
+    found = (Candidate(path, cost(path)) for path in enumerate_paths("local", 6, hosts))
+    return [candidate for candidate in found if candidate.cost.at("local") < ORIGINAL.cost.at("local")]
+
+
+def best_value(objective: Objective, candidates: Iterable[Candidate]) -> float:
+    """Value of the best plan there is."""
+    return objective.value({c.path: (c.cost, accuracy(c.path)) for c in candidates})
+
+
+CANDIDATES = faster(HOSTS)
+BEST = best_value(PLAN, CANDIDATES)
 PATIENT = Stopping(max_trainings=40, patience=40, epsilon=0.01)
+UNDAUNTED = Stopping(max_trainings=400, patience=400, epsilon=0.0)
+"""Ends when there is nothing left."""
 
 
 def sampler(
     name: Name,
     stopping: Stopping = PATIENT,
     *,
-    candidates: list[Candidate] = CANDIDATES,
+    candidates: Sequence[Candidate] = CANDIDATES,
     objective: Objective = PLAN,
+    hosts: Mapping[str, int] = HOSTS,
     screen: int = 6,
+    reduction: int = 2,
     seed: int = 0,
 ) -> Sampler:
     if name == "printed":
-        return PrintedSampler(candidates, objective, stopping, HOSTS, seed=seed)
-    return GreedySampler(candidates, objective, stopping, HOSTS, predictor=name, screen=screen, seed=seed)
+        return PrintedSampler(candidates, objective, stopping, hosts, seed=seed)
+    return GreedySampler(candidates, objective, stopping, hosts, predictor=name, screen=screen, reduction=reduction, seed=seed)
 
 
 def score(path: InferencePath) -> Score:
@@ -90,10 +103,10 @@ def evaluate(of: Sampler, proposal: Proposal) -> None:
         of.tell(proposal, accuracy(proposal.path))
 
 
-def ask(of: Sampler) -> tuple[Proposal, ...]:
-    proposals = of.ask()
-    assert proposals
-    return proposals
+def ask(of: Sampler) -> Proposal:
+    """The one path that a sampler wants evaluated next."""
+    (proposal,) = of.ask()
+    return proposal
 
 
 def run(of: Sampler) -> Iterator[Proposal]:
@@ -105,8 +118,9 @@ def run(of: Sampler) -> Iterator[Proposal]:
     assert of.stopped_because is not None
 
 
-def trainings_until(of: Sampler, share: float) -> int:
+def trainings_until(of: Sampler, value: float) -> int:
+    """How many trainings a search takes to a plan of such value."""
     for _ in chain(run(of), [None]):  # once more when the last was told
-        if PLAN.value(of.known) >= share * BEST:
+        if of.objective.value(of.known) >= value:
             return len(of.trained)
-    raise AssertionError(f"{of.stopped_because} before {share} of {BEST:.3f} was reached")
+    raise AssertionError(f"{of.stopped_because} before {value} was reached")

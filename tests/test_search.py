@@ -66,8 +66,7 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((out / "result.json").read_text())
-    return content
+    return dict(json.loads((out / "result.json").read_text()))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,8 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def most_at_once(records: list[dict[str, Any]]) -> int:
-    """How many of these evaluations ran at the same moment at most."""
-    # Paths that are scored together run in one trial.
+    """How many trials these evaluations ran in at the same moment at most; paths scored together share one."""
     spans = {(float(record["started"]), float(record["finished"])) for record in records}
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
@@ -141,8 +139,7 @@ def test_result_json_has_every_key_that_tools_rely_on(finished: Finished) -> Non
         assert {"throughput_ratio", "average_accuracy_loss_points"} <= set(result["arms"][arm])
     assert set(result["controls"]) == {"random_host", "links_only", "skip"}
     assert set(result["fixed_speedups"]) == {"1.4", "1.6", "1.8"}
-    assert (result["sampler"], result["objective"], result["seed"]) == ("gp", "plan", 0)
-    assert isinstance(result["stopped_because"], str)
+    assert (result["sampler"], result["objective"], result["seed"], type(result["stopped_because"])) == ("gp", "plan", 0, str)
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json", "plan.json", "profile.json"])
@@ -163,13 +160,14 @@ def test_the_counts_of_result_json_are_those_of_the_journal(finished: Finished) 
 
 
 def test_result_json_says_what_is_left_and_how_often_forecasts_held(finished: Finished) -> None:
-    result = finished.result
-    trained = [record for record in evaluations(finished.out) if record["role"] == "search" and record["fidelity"] == "trained"]
-    assert result["left"]["paths"] == result["candidates"] - len(trained)
+    result, records = finished.result, evaluations(finished.out)
+    forecast = [record for record in records if "expected_low" in record]
+    assert all(record in forecast for record in records if (record["role"], record["fidelity"]) == ("search", "trained"))
+    inside = sum(record["expected_low"] <= record["accuracy"] <= record["expected_high"] for record in forecast)
+    assert result["forecast_coverage"] == {"nominal": 0.95, "share_inside": inside / len(forecast), "trainings": len(forecast)}
+    assert result["left"]["paths"] == result["candidates"] - len(forecast)
     assert result["left"]["expected_improvement"] >= 0
     assert result["left"]["bound"] >= 1
-    inside = [record["expected_low"] <= record["accuracy"] <= record["expected_high"] for record in trained]
-    assert result["forecast_coverage"] == {"nominal": 0.95, "share_inside": sum(inside) / len(inside), "trainings": len(trained)}
 
 
 def test_all_controls_of_the_leading_cross_were_trained(finished: Finished) -> None:
@@ -207,7 +205,6 @@ def test_links_lie_below_the_stores_of_their_providers_only(finished: Finished) 
 
 def test_evaluations_csv_has_the_rows_of_the_journal(finished: Finished) -> None:
     columns = ["path", "fidelity", "seed", "role", "accuracy_fit", "accuracy", "seconds"]
-    # A cell is empty where the record has no such value: scores say how far they diverge, trainings what was expected of them.
     columns += ["divergence", "explained", "expected_low", "expected_high"]
     table = pd.read_csv(finished.out / "evaluations.csv")[columns].astype(object)
     rows = table.where(table.notna(), None).to_dict("records")
@@ -251,8 +248,7 @@ def test_a_finished_search_run_again_changes_nothing(finished: Finished) -> None
 
 
 def test_a_report_that_was_deleted_is_written_again_from_the_journal(finished: Finished, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(finished.out, out)
+    out = Path(shutil.copytree(finished.out, tmp_path / "run"))
     for name in ("result.json", "plan.json", "evaluations.csv"):
         (out / name).unlink()
     again = search(finished.config, out)
@@ -269,23 +265,19 @@ def test_where_nothing_pays_the_original_alone_is_deployed(finished: Finished, t
     measured_directory(finished, config, out)
     done = search(config, out)
     assert (done.returncode, complaints(done.stderr)) == (0, [])
-    assert "nothing pays" in done.stdout
     result, plan = result_of(out), read_plan(out / "plan.json")
     assert result["verdict"].startswith("nothing pays")
+    assert result["verdict"] in done.stdout
     assert [plan.inference_path(planned).kind for planned in plan.paths] == ["original"]
     assert list(result["deployed"]["paths"].values()) == [1.0]
-    assert (result["best"]["kind"], result["best"]["vector"], result["best"]["host_share"]) == ("original", [], 0)
-    assert result["best"]["average_accuracy_loss_points"] == 0
+    assert {"kind": "original", "vector": [], "host_share": 0, "average_accuracy_loss_points": 0}.items() <= result["best"].items()
     assert result["trainings"] > 0
 
 
 def test_a_space_without_a_path_deploys_the_original_alone(tmp_path: Path) -> None:
     # A search file for crosses and probes whose last host has gone.
-    config, out = (
-        write_config(tmp_path, {"local": "alexnet-digits", "data": "digits", "hosts": {}, "kinds": ["cross", "probe"]}),
-        tmp_path / "run",
-    )
-    done = search(config, out)
+    out, hostless = tmp_path / "run", {"local": "alexnet-digits", "data": "digits", "hosts": {}, "kinds": ["cross", "probe"]}
+    done = search(write_config(tmp_path, hostless), out)
     assert (done.returncode, complaints(done.stderr)) == (0, [])
     result = result_of(out)
     assert (result["candidates"], result["trainings"], result["best"]["kind"]) == (0, 0, "original")
