@@ -129,9 +129,10 @@ class GreedySampler(Sampler):
         self._last_rung[path] = steps
         rung = self._rungs.setdefault(steps, {})
         rung[path] = after_rung(loss_points, share)
-        promises = {other: self._promise(other, steps) for other in rung}
+        # Of those that promise the same the one that loses less is better.
+        promises = {other: (round(self._promise(other, steps), 9), -z) for other, (z, _) in rung.items()}
         kept = sorted(promises.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
-        return self._predictor is None or len(rung) == 1 or promises[path] >= max(kept[-1], 1e-9)
+        return self._predictor is None or len(rung) == 1 or (promises[path] >= kept[-1] and promises[path][0] > 0)
 
     def stop(self, path: InferencePath) -> None:
         super().stop(path)

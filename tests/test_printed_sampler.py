@@ -1,7 +1,7 @@
 """Algorithm 1 as printed: its four defects are kept (DESIGN 2.5)."""
 
 import pytest
-from landscape import A0, CANDIDATES, PAPER, PLAN, ask, sampler
+from landscape import A0, CANDIDATES, PAPER, PLAN, ask, run, sampler
 
 from code_ray.objective import Objective
 from code_ray.sampler import Proposal, Stopping
@@ -13,7 +13,7 @@ def test_printed_never_clears_q_so_it_comes_back_to_a_path_that_disappointed(obj
     first = ask(searching)
     # Its first forecast was the original's accuracy. It came out as useless as can be, and is still the best of Q.
     searching.tell(first, 0.1)
-    assert searching.ask() is None
+    assert searching.ask() == ()
     # A trained path stays a candidate: three stages passed without training anything.
     assert searching.stopped_because == "3 trainings in a row gained less than 0.01"
     assert list(searching.trained) == [first.path]
@@ -43,14 +43,21 @@ def test_printed_returns_the_last_path_and_not_the_best() -> None:
 def test_printed_trains_one_path_at_a_time_and_knows_no_way_past_a_failure() -> None:
     searching = sampler("printed")
     first = ask(searching)
-    assert (searching.ask(), searching.stopped_because) == (None, None)
+    assert (searching.ask(), searching.stopped_because) == ((), None)
     searching.drop(first)
-    assert searching.ask() is None
+    assert searching.ask() == ()
     assert searching.stopped_because == f"the training of {first.path} failed, and the printed algorithm knows no other way on"
 
 
 def test_printed_ends_when_the_budget_is_spent() -> None:
     searching = sampler("printed", Stopping(max_trainings=1, patience=40, epsilon=0.01), objective=PAPER)
     searching.tell(Proposal(CANDIDATES[-1].path, "trained"), A0)
-    assert searching.ask() is None
+    assert searching.ask() == ()
     assert searching.stopped_because == "the budget of 1 trainings is spent"
+
+
+def test_printed_asks_for_trainings_alone_and_takes_no_other_path_into_its_plan() -> None:
+    searching = sampler("printed", Stopping(max_trainings=4, patience=40, epsilon=0.01))
+    assert {proposal.fidelity for proposal in run(searching)} == {"trained"}
+    assert not searching.takes_all
+    assert (searching.rival(), searching.left) == (None, None)

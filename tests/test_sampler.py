@@ -56,7 +56,7 @@ def turns(of: Sampler) -> list[tuple[Proposal, ...]]:
 
 def test_the_gp_finds_97_percent_of_the_best_plan_with_far_fewer_trainings_than_without_a_forecast() -> None:
     guided = [trainings_until(sampler("gp", UNDAUNTED, screen=24, seed=seed), 0.97 * BEST) for seed in range(3)]
-    by_chance = [trainings_until(sampler("random", UNDAUNTED, seed=seed), 0.97 * BEST) for seed in range(4)]
+    by_chance = [trainings_until(sampler("random", UNDAUNTED, seed=seed), 0.97 * BEST) for seed in range(3)]
     assert np.mean(guided) < 0.15 * np.mean(by_chance), (guided, by_chance)
     constant = sampler("constant", Stopping(max_trainings=2 * max(guided), patience=40, epsilon=0.0))
     with pytest.raises(AssertionError, match="the budget of"):
@@ -177,7 +177,7 @@ def test_once_something_is_known_better_paths_are_scored() -> None:
 
     values = []
     for seed in range(3):
-        searching = sampler("gp", screen=24, seed=seed)
+        searching = sampler("gp", Stopping(2, 2, 0.0), screen=24, seed=seed)
         first = start(searching)
         for proposal in chain(*first):
             evaluate(searching, proposal)
@@ -268,7 +268,7 @@ def test_the_same_seed_asks_the_same(name: Name) -> None:
 def test_a_search_that_is_told_its_results_again_goes_on_as_it_would_have() -> None:
     stopping = Stopping(max_trainings=4, patience=4, epsilon=0.01)
     whole = turns(sampler("gp", stopping, screen=12))
-    for done in range(1, len(whole)):
+    for done in range(1, len(whole), 2):
         resumed = sampler("gp", stopping, screen=12)
         for proposal in chain(*whole[:done]):
             assert resumed.admit(proposal.path)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,17 +257,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(file: Path) -> None:
     """Write until no space is left."""
-    with file.open("wb", buffering=0) as stream:
-        try:
-            while True:
-                stream.write(bytes(4096))
-        except OSError:
-            return
+    with suppress(OSError), file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
 
 
 def test_a_full_disk_ends_a_search_which_goes_on_once_there_is_space(small_disk: Path, tmp_path: Path) -> None:
-    # More records than the journal's last page has room for.
-    config = write_config(tmp_path, LONELY, stopping={"max_trainings": 6, "c_stop": 6, "epsilon": 0})
+    # More records than the journal's last page has room for, of paths that are soon trained.
+    changes = {"vectors": [[1], [2], [3], [1, 3], [1, 4], [1, 5], [2, 4], [2, 5]], "stopping": {"max_trainings": 6, "epsilon": 0}}
+    config = write_config(tmp_path, LONELY, **changes)
     out, filler = small_disk / "run", small_disk / "filler"
     with start(config, out) as process:
         read_until(process, lambda line: "original:" in line)

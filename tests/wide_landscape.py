@@ -63,7 +63,7 @@ def accuracy(path: InferencePath) -> float:
         borrowed = path.segments[1]
         gap = abs(borrowed.start - path.lout) + abs(borrowed.stop - lin)
         lost *= (0.05 if path.hosts[0] == "near" else 0.15) + 0.08 * gap
-    return A0 - lost / 100
+    return float(A0 - lost / 100)
 
 
 def evaluate(of: Sampler, proposal: Proposal) -> None:
