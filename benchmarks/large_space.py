@@ -94,7 +94,7 @@ def synthetic_costs(rng: np.random.Generator, hosts: list[str]) -> CostTable:
         HostCosts(
             name,
             summed(BLOCKS),
-            links(1, BLOCKS, BLOCKS - 1),
+            links(2, BLOCKS, BLOCKS - 1),
             links(1, BLOCKS, BLOCKS),
             links(BLOCKS),
             links(BLOCKS + 1) / 10,

@@ -20,7 +20,8 @@ from code_ray.throughput import FloatArray
 class HostCosts:
     """Seconds a sample at one host, whose blocks are ``blocks`` in sum up to a boundary (0 first).
 
-    ``entry`` (rank, lout, hin - 1), ``exit`` (rank, hout, lin), ``head`` (hout,): its links. ``out`` (lout,) and ``back`` (lin,):
+    ``entry`` (rank, lout, hin - 1), ``exit`` (rank, hout, lin), ``head`` (hout,): its links; the last rank of ``entry`` is that of
+    probes, whose links are never reduced. ``out`` (lout,) and ``back`` (lin,):
     packing of what a hop there or back hands over, at either end; 0 where the host shares the local server.
     """
 
@@ -62,17 +63,14 @@ class CostTable:
             link[hosted] = host.head[hout[hosted]]
             link[returns] = host.exit[rank[returns], hout[returns], lin[returns]]
             found[hosted, local] += hop[hosted]
-            work = host.blocks[hout[hosted]] - host.blocks[hin[hosted] - 1] + host.entry[rank[hosted], lout[hosted], hin[hosted] - 1]
+            entry = host.entry[np.where(cross, rank, len(host.entry) - 1)[hosted], lout[hosted], hin[hosted] - 1]
+            work = host.blocks[hout[hosted]] - host.blocks[hin[hosted] - 1] + entry
             found[hosted, self.providers.index(host.provider)] += work + link[hosted] + hop[hosted]
         return found
 
 
 def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Service]) -> CostTable:
-    """The costs of ``space`` as ``profile`` measured them; NaN for links that no path of it needs.
-
-    Raises:
-        PlanError: for a link that the profile lacks.
-    """
+    """The costs of ``space`` as ``profile`` measured them; NaN for links that it did not, which no path of the space needs."""
     local, n = services[space.local], space.num_blocks
     home = profile.placement[space.local]
     ranks = range(len(space.ranks))
@@ -101,10 +99,10 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
                 _summed(profile.block_seconds[name]),
                 table(
                     provider,
-                    (len(ranks), n, blocks - 1),
+                    (len(ranks) + 1, n, blocks - 1),
                     lambda r, lout, start, name=name, blocks=blocks: (
                         (path((lout, start + 1, blocks - 1), None, name), 0)
-                        if space.ranks[r] is None
+                        if r == len(ranks)
                         else ((path((lout, start + 1, blocks - 1, n - 1), space.ranks[r], name), 0) if lout < n - 1 else None)
                     ),
                 ),

@@ -64,6 +64,7 @@ class GreedySampler(Sampler):
         self._looked_after = 0  # so much was measured when candidates were last chosen
         self._forecasts: dict[InferencePath, float] = {}  # scored paths: z after training, as the score says
         self._dropped: set[InferencePath] = set()
+        self._failed_scores = 0
         self._reduction = reduction
         self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
         self._last_rung: dict[InferencePath, int] = {}
@@ -132,7 +133,9 @@ class GreedySampler(Sampler):
         # Of those that promise the same the one that loses less is better.
         promises = {other: (round(self._promise(other, steps), 9), -z) for other, (z, _) in rung.items()}
         kept = sorted(promises.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
-        return self._predictor is None or len(rung) == 1 or (promises[path] >= kept[-1] and promises[path][0] > 0)
+        if self._predictor is None or len(rung) == 1 or (promises[path] >= kept[-1] and promises[path][0] > 0):
+            return True
+        return self._is_next(self._predictor, path)
 
     def stop(self, path: InferencePath) -> None:
         super().stop(path)
@@ -141,6 +144,7 @@ class GreedySampler(Sampler):
     def drop(self, proposal: Proposal) -> None:
         super().drop(proposal)
         self._dropped.add(proposal.path)
+        self._failed_scores += proposal.fidelity == "fit"
 
     def expected_range(self, path: InferencePath) -> tuple[float, float] | None:
         if self._predictor is None:
@@ -239,16 +243,26 @@ class GreedySampler(Sampler):
         found = self.objective.values_with(known, [self.candidates[self.index[path]]], self._accuracies(np.array([[z - std]])))
         return float(found[0, 0]) - self.objective.value(known)
 
+    def _is_next(self, predictor: Predictor, path: InferencePath) -> bool:
+        """Whether ``path``, stopped now, would be promoted at once."""
+        open_indices = self._open([self.index[p.path] for p in self._pending if p.fidelity == "trained" and p.path != path])
+        mean, std = predictor.predict(self._measured(path), open_indices)
+        gains = self._gains(open_indices, mean, std, self.known)
+        return bool(gains.max() > self.stopping.epsilon and open_indices[int(gains.argmax())] == self.index[path])
+
     def _final(self, path: InferencePath) -> float:
         return float(to_z(self.objective.loss_points(self.trained[path])))
 
     def _accuracies(self, z: FloatArray) -> FloatArray:
         return self.objective.accuracies(from_z(z))
 
-    def _measured(self) -> Measured:
+    def _measured(self, *stopped: InferencePath) -> Measured:
+        """What was measured so far; ``stopped`` count as stopped at the rung they came to."""
         finals = {self.index[path]: self._final(path) for path in self.trained}
         forecasts = {self.index[path]: z for path, z in self._forecasts.items()}
-        return Measured(forecasts, finals, {self.index[path]: self._at_rung(path, self._last_rung[path]) for path in self._stopped})
+        return Measured(
+            forecasts, finals, {self.index[path]: self._at_rung(path, self._last_rung[path]) for path in (*self._stopped, *stopped)}
+        )
 
     def _propose(self, indices: Iterable[int], fidelity: Literal["fit", "trained"]) -> tuple[Proposal, ...]:
         proposals = tuple(Proposal(self.candidates[i].path, fidelity) for i in indices)
@@ -262,7 +276,7 @@ class GreedySampler(Sampler):
 
     @property
     def _scores_left(self) -> int:
-        return self._screen - len(self._forecasts) - sum(p.fidelity == "fit" for p in self._pending) - len(self._dropped)
+        return self._screen - len(self._forecasts) - sum(p.fidelity == "fit" for p in self._pending) - self._failed_scores
 
     def _unscored(self, group: Sequence[int]) -> list[int]:
         """Members of a group that may be scored now."""

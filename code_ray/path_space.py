@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from code_ray.errors import PathError
 from code_ray.path import InferencePath, Kind, path_from_vector
 from code_ray.throughput import FloatArray
 
@@ -73,15 +74,15 @@ class PathSpace:
 
     def __contains__(self, path: InferencePath) -> bool:
         """Whether ``path`` is in the space."""
-        borrowed = [segment for segment in path.segments if segment.service != self.local]
-        return (
-            (path.local, path.num_blocks) == (self.local, self.num_blocks)
-            and path.kind in self.kinds
-            and len(borrowed) < 2
-            and all(segment.start < segment.stop < self.hosts.get(segment.service, 0) for segment in borrowed)
-            and (not borrowed or path.lout >= self.min_lout)
-            and path.rank in (self.ranks if path.ends_in_head else (None,))
-        )
+        if path.local != self.local or path.kind not in self.kinds or not set(path.hosts) <= set(self.hosts):
+            return False
+        host = next(iter(path.hosts), None)
+        try:
+            same = path_from_vector(path.vector, self.local, self.num_blocks, host, self.hosts.get(host or ""), path.rank)
+        except PathError:
+            return False
+        ranks = self.ranks if path.ends_in_head else (None,)
+        return same == path and path.rank in ranks and (host is None or path.lout >= self.min_lout)
 
     def siblings(self, row: Rows) -> Rows:
         """All rows that leave the local service where ``row``, which has a host, does, for the same block of that host; (n, 7)."""

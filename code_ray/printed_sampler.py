@@ -24,7 +24,8 @@ class PrintedSampler(Sampler):
         self, candidates: Sequence[Candidate], objective: Objective, stopping: Stopping, hosts: Mapping[str, int], *, seed: int = 0
     ) -> None:
         super().__init__(candidates, objective, stopping)
-        self._predictor = GaussianProcessPredictor(feature_matrix([c.path for c in self.candidates], hosts), seed)
+        if candidates:
+            self._predictor = GaussianProcessPredictor(feature_matrix([c.path for c in self.candidates], hosts), seed)
         self._q: dict[InferencePath, float] = {}
         self._previous = -1.0
         self._last: InferencePath | None = None

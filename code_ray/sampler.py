@@ -132,6 +132,7 @@ class Sampler(ABC):
         """The stop rule: c_stop results in a row that gain less than epsilon."""
         if self.stopped_because is not None:
             return  # what is told after the end counts to no rule
-        self._without_gain = 0 if after - before >= self.stopping.epsilon else self._without_gain + 1
+        gained = after > before and after - before >= self.stopping.epsilon
+        self._without_gain = 0 if gained else self._without_gain + 1
         if self._without_gain >= self.stopping.patience:
             self.stopped_because = f"{self.stopping.patience} trainings in a row gained less than {self.stopping.epsilon:g}"

@@ -8,7 +8,7 @@ from code_ray.path import InferencePath, Segment
 from code_ray.sampler import Stopping
 from code_ray.space import Candidate, is_faster
 
-PATIENT = Stopping(max_trainings=5, patience=5, epsilon=0.0)
+PATIENT = Stopping(max_trainings=10, patience=10, epsilon=0.0)
 
 
 def search(size: int, screen: int = 80, stopping: Stopping = PATIENT) -> GreedySampler:
@@ -49,7 +49,7 @@ def test_a_search_finds_a_good_plan_among_paths_it_never_held_together(best: flo
     sampler = search(400)
     start = set(sampler.index)
     asked = run(sampler)
-    assert len(sampler.trained) == 5
+    assert len(sampler.trained) == 10
     assert len(sampler.candidates) < 500 < len(SPACE) / 20
     assert set(asked) - start  # some were chosen on the way
     assert OBJECTIVE.value(sampler.known) >= 0.85 * best

@@ -31,7 +31,7 @@ def _costs() -> CostTable:
         HostCosts(
             name,
             summed(scale),
-            links(1, BLOCKS, BLOCKS - 1),
+            links(2, BLOCKS, BLOCKS - 1),
             links(1, BLOCKS, BLOCKS),
             links(BLOCKS),
             links(BLOCKS + 1),
