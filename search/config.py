@@ -70,6 +70,7 @@ class SearchConfig(BaseModel):
     stopping: StoppingConfig = StoppingConfig()
     rivals: int = Field(2, ge=0)
     confirm: int = Field(3, ge=0)
+    validation_samples: int = Field(sys.maxsize, ge=2)
     test_samples: int = Field(sys.maxsize, ge=1)
     controls: bool = True
     recipe: Recipe = Recipe()

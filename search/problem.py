@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -85,6 +85,16 @@ def load_services(config: SearchConfig) -> dict[str, Service]:
     return {name: Service(service.spec.model_copy(update={"name": name}), service.blocks) for name, service in loaded.items()}
 
 
+def load_search_data(config: SearchConfig) -> DataSet:
+    """The data of a search, with as many validation images as it uses.
+
+    Raises:
+        DataError: for a name that is not known, or files that are not there.
+    """
+    data = load_data(config.data)
+    return replace(data, validation=data.validation.head(config.validation_samples))
+
+
 def load_inputs(config: SearchConfig) -> Inputs:
     """Load and check everything that ``config`` names, before anything is written.
 
@@ -92,7 +102,7 @@ def load_inputs(config: SearchConfig) -> Inputs:
         ConfigError, ServiceError, DataError, PathError: for what the configuration names and is not there.
     """
     services = load_services(config)
-    local, data = services[config.local], load_data(config.data)
+    local, data = services[config.local], load_search_data(config)
     if tuple(data.labels) != local.labels:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
     for service in services.values():

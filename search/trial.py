@@ -14,7 +14,6 @@ import torch
 from ray import tune
 
 from code_ray.controls import RANDOM_SUFFIX, random_host
-from code_ray.data import load_data
 from code_ray.errors import ArtifactError, CodeRayError, LinkError, ServiceError
 from code_ray.path import InferencePath
 from code_ray.plan import path_id, save_links
@@ -24,7 +23,7 @@ from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
 from search.campaign import PLANNED, Job
 from search.config import SearchConfig
-from search.problem import load_services
+from search.problem import load_search_data, load_services
 
 CALIBRATION_IMAGES = 512
 
@@ -50,7 +49,7 @@ class Worker:
         self.stores_dir = stores_dir
         self.services = load_services(config)
         self.placement = dict(config.placement)
-        data = load_data(config.data)
+        data = load_search_data(config)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device)
         self.scorer = Scorer(self.trainer)
