@@ -22,7 +22,7 @@ from code_ray.wide_space import WideSpace
 WORTH_SCORING = 0.2
 """A batch takes in paths with at least this share of the expected improvement of its best."""
 
-LEAST_TRAININGS = 2
+LEAST_TRAININGS = 4
 """So many paths are trained before a search may end because it expects nothing: until then its forecasts are untested."""
 
 
@@ -204,7 +204,7 @@ class GreedySampler(Sampler):
                 self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
                 return ()
             # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
-            hopes = self._accuracies(mean[:n] - 2 * std[:n])
+            hopes = self._accuracies(mean[:n] - std[:n])
             gains = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
         scorable = {index for group in self._groups.values() for index in self._unscored(group)}
         best = open_indices[int(gains.argmax())]
