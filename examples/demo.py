@@ -156,7 +156,8 @@ async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Roun
         rounds.bare_torch.append(await asyncio.to_thread(bare))
         for arm in (*ARMS[number % 3 :], *ARMS[: number % 3]):
             await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm)).model_dump(mode="json"))
-            measured = await load.run(budget.seconds, data.labels)
+            # All arms of a round begin at the same image: on a slow machine they would have few in common otherwise.
+            measured = await load.run(budget.seconds, data.labels, number / budget.rounds)
             if not measured.images:
                 raise DeploymentError(
                     f"{url} answered none of {measured.failed} requests; look into Ray's logs below /tmp/ray/session_latest"

@@ -53,8 +53,11 @@ class Load:
         self._requests = [(*encode_request(split.images[s]), s) for s in slices]
         self._next = 0
 
-    async def run(self, seconds: float, labels: tuple[str, ...]) -> Measured:
-        """Load for ``seconds`` after a warm-up; only answers that arrive within that time count."""
+    async def run(self, seconds: float, labels: tuple[str, ...], begin_at: float = 0.0) -> Measured:
+        """Load for ``seconds`` after a warm-up, from a place in the split on (a share of it); only answers that arrive within that
+        time count.
+        """
+        self._next = int(begin_at * len(self._requests))
         measured = Measured(*np.zeros((2, len(self._split)), np.int64))
         begin = time.monotonic() + WARM_UP_S
         end = begin + seconds
