@@ -24,9 +24,6 @@ KIND, HOST, LOUT, HIN, HOUT, LIN, RANK = range(len(COLUMNS))
 
 KINDS: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
 
-ENTRY_GAP = 5
-"""Column of ``PathSpace.features``: how much deeper in the host the first link leads than it leaves the local service."""
-
 Rows = npt.NDArray[np.int16]
 
 

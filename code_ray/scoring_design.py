@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from code_ray.path_space import ENTRY_GAP
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray
 
@@ -37,33 +36,25 @@ def scoring_design(
     rng: np.random.Generator,
 ) -> list[list[int]]:
     """Batches of candidates far from each other: a third of ``budget`` of them without a host (the rivals), a third spread over
-    a few groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says, the groups of a host
-    with the fastest of those whose first link joins boundaries of like depth: such links lose least.
+    a few groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says.
 
     ``seconds`` (n,) is what a candidate takes of the server it keeps busiest.
     """
-    rivals = groups.get((), [])
-    design = [_spread(rivals, features, max(1, budget // 3), _any(rivals, rng))]
+    design = [_spread(groups.get((), []), features, max(1, budget // 3), rng)]
     share = max(1, (budget + 1) // 3 // max(1, len(hosts)))
     for host in hosts:
         fastest = [min(group, key=lambda i: seconds[i]) for key, group in groups.items() if key and key[0] == host]
         fastest.sort(key=lambda i: float(seconds[i]))
-        faster = fastest[: (len(fastest) + 1) // 2]
-        first = min(faster, key=lambda i: float(abs(features[i, ENTRY_GAP])), default=None)
-        chosen = _spread(faster, features, max(1, share // BATCH), first)
+        chosen = _spread(fastest[: (len(fastest) + 1) // 2], features, max(1, share // BATCH), rng)
         by_member = {i: group for group in groups.values() for i in group}
-        design += [_spread(by_member[i], features, min(BATCH, share), _any(by_member[i], rng)) for i in chosen]
+        design += [_spread(by_member[i], features, min(BATCH, share), rng) for i in chosen]
     return [batch for batch in design if batch]
 
 
-def _any(indices: Sequence[int], rng: np.random.Generator) -> int | None:
-    return indices[int(rng.integers(len(indices)))] if indices else None
-
-
-def _spread(indices: Sequence[int], features: FloatArray, count: int, first: int | None) -> list[int]:
-    """``count`` of ``indices``: ``first`` (None where there are none), and then always the one farthest from those chosen."""
-    pool = [index for index in indices if index != first]
-    chosen = [] if first is None else [first]
+def _spread(indices: Sequence[int], features: FloatArray, count: int, rng: np.random.Generator) -> list[int]:
+    """``count`` of ``indices``, one by chance and then always the one farthest from those chosen."""
+    pool = list(indices)
+    chosen = [pool.pop(int(rng.integers(len(pool))))] if pool and count else []
     while pool and len(chosen) < count:
         gaps = np.abs(features[pool][:, None] - features[chosen][None]).sum(axis=2).min(axis=1)
         chosen.append(pool.pop(int(gaps.argmax())))
