@@ -68,7 +68,7 @@ class GreedySampler(Sampler):
         self._reduction = reduction
         self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
         self._last_rung: dict[InferencePath, int] = {}
-        self._stopped: set[InferencePath] = set()
+        self._stopped: dict[InferencePath, None] = {}  # in order: sums of floats depend on it
         self._design: list[list[InferencePath]] = []
         if self._screen:
             seconds = np.maximum(*objective.pair_seconds(self.candidates))
@@ -101,7 +101,7 @@ class GreedySampler(Sampler):
         if proposal.fidelity == "trained":
             before = self.objective.value(self.known)
             self.trained[proposal.path] = accuracy
-            self._stopped.discard(proposal.path)
+            self._stopped.pop(proposal.path, None)
             self._count_gain(before, self.objective.value(self.known))
 
     def rival(self) -> Proposal | None:
@@ -139,7 +139,7 @@ class GreedySampler(Sampler):
 
     def stop(self, path: InferencePath) -> None:
         super().stop(path)
-        self._stopped.add(path)
+        self._stopped[path] = None
 
     def drop(self, proposal: Proposal) -> None:
         super().drop(proposal)
@@ -206,18 +206,18 @@ class GreedySampler(Sampler):
             # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
             hopes = self._accuracies(mean[:n] - std[:n])
             gains = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+        being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
+        ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if i not in being_scored}
+        if not ready:
+            return ()
+        best = max(ready, key=lambda i: ready[i])
         scorable = {index for group in self._groups.values() for index in self._unscored(group)}
-        best = open_indices[int(gains.argmax())]
         if best in scorable:
-            worth = {i: g for i, g in zip(open_indices, gains, strict=True) if i in scorable and g >= WORTH_SCORING * gains.max()}
+            worth = {i: gain for i, gain in ready.items() if i in scorable and gain >= WORTH_SCORING * ready[best]}
             group = next(group for group in self._groups.values() if best in group)
             batch = sorted((i for i in group if i in worth), key=lambda i: -worth[i])
             return self._propose(batch[: min(BATCH, self._scores_left)], "fit")
-        being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
-        ready = [k for k, i in enumerate(open_indices) if i not in being_scored]
-        if not ready:
-            return ()
-        return self._propose([open_indices[max(ready, key=lambda k: gains[k])]], "trained")
+        return self._propose([best], "trained")
 
     def _gains(self, indices: list[int], mean: FloatArray, std: FloatArray, known: Known) -> FloatArray:
         """Expected improvement of the objective over ``known`` from each path."""

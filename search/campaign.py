@@ -56,6 +56,7 @@ class Campaign:
         self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
+        self._closing = False  # an earlier session has asked for controls
         self._kept: tuple[Job, ...] = ()
         self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
@@ -83,8 +84,10 @@ class Campaign:
                 return self._hand_out(*(Job(p.path, p.fidelity, self.problem.config.seed, "search") for p in proposals))
         if self.sampler.stopped_because is None or any(job.role == "search" for job in self._in_flight):
             return ()
-        if self._rest is None and self._rivals_asked < self.problem.config.rivals and (rival := self.sampler.rival()) is not None:
-            return self._hand_out(Job(rival.path, "trained", self.problem.config.seed, "rival"))
+        if self._rest is None and not self._closing and self._rivals_asked < self.problem.config.rivals:
+            rival = self.sampler.rival()
+            if rival is not None:
+                return self._hand_out(Job(rival.path, "trained", self.problem.config.seed, "rival"))
         if any(job.role == "rival" for job in self._in_flight):
             return ()
         if self._rest is None:
@@ -147,9 +150,15 @@ class Campaign:
         """How many times links were trained by the full recipe, controls and confirmation included."""
         return sum(job.fidelity == "trained" for job in self.records)
 
+    @property
+    def _sampled(self) -> Known:
+        """What the sampler and its rivals found: controls and confirmation are chosen from it, and a skip among them changes nothing."""
+        told = {job.path for job in self.records if job.fidelity == "trained" and job.role in ("search", "rival")}
+        return {path: entry for path, entry in self.sampler.chosen.items() if path in told}
+
     def leading_cross(self) -> InferencePath | None:
         """The trained cross path that the plan uses most, else the one that would serve best beside the original."""
-        objective, known = self.problem.plan_objective, self.sampler.chosen
+        objective, known = self.problem.plan_objective, self._sampled
         crosses = [path for path in known if path.kind == "cross"]
         if not crosses:
             return None
@@ -179,14 +188,16 @@ class Campaign:
             if record["role"] == "original":
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
-            self.sampler.stopped_because = record.pop("stopped_because", None) or self.sampler.stopped_because
+            if (ended := record.pop("stopped_because", None)) is not None:
+                self.sampler.stopped_because = ended
+                self._closing = self._closing or job.role != "rival"
             if job.role != "search" or self.sampler.admit(job.path):
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)
                 self._take(job, record)
 
     def _closing_jobs(self) -> Iterator[Job]:
-        config, known = self.problem.config, self.sampler.chosen
+        config, known = self.problem.config, self._sampled
         cross = self.leading_cross()
         if config.controls and cross is not None:
             for role, path in control_paths(cross).items():

@@ -98,7 +98,7 @@ class Worker:
             accuracy = training.screen_accuracy()
             lost = 100 * (self.trainer.screen_accuracy - accuracy)
             rungs.append({"steps": steps, "share": steps / recipe.total_steps, "accuracy": accuracy, "loss_points": lost})
-            so_far = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
+            so_far = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": [*rungs], "seconds": time.monotonic() - begun}
             yield Rung({**so_far, "link_hashes": {}, "started": started, "finished": time.time()})
         training.advance(recipe.total_steps)
         accuracy = training.accuracy("validation")
