@@ -54,7 +54,7 @@ class GreedySampler(Sampler):
         self._hosts = hosts
         self._predictor: Predictor | None = None
         super().__init__(candidates, objective, stopping)
-        self._rng = np.random.default_rng(seed)
+        self._seed = seed
         features = feature_matrix([c.path for c in self.candidates], hosts)
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
@@ -72,7 +72,7 @@ class GreedySampler(Sampler):
         self._design: list[list[InferencePath]] = []
         if self._screen:
             seconds = np.maximum(*objective.pair_seconds(self.candidates))
-            batches = scoring_design(self._groups, features, seconds, list(hosts), self._screen, self._rng)
+            batches = scoring_design(self._groups, features, seconds, list(hosts), self._screen, np.random.default_rng(seed))
             self._design = [[self.candidates[i].path for i in batch] for batch in batches]
 
     def ask(self) -> tuple[Proposal, ...]:
@@ -91,7 +91,9 @@ class GreedySampler(Sampler):
                 self.stopped_because = self._budget_spent if open_indices else self._nothing_left
             return ()
         if self._predictor is None:
-            return self._propose([int(self._rng.choice(open_indices))], "trained")
+            # Of what is done, not of what was drawn before: a resumed search draws the same.
+            done = len(self.trained) + len(self._dropped) + len(in_flight)
+            return self._propose([int(np.random.default_rng((self._seed, done)).choice(open_indices))], "trained")
         return self._by_expected_improvement(self._predictor, open_indices, in_flight)
 
     def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
