@@ -79,7 +79,7 @@ def kill_once(folder: Path, out: str, after: float) -> dict[str, Any]:
     kept = records(folder, out)
     status = finish(start(folder, out))
     found = records(folder, out)
-    counts = Counter((record["path"], record["fidelity"], record.get("seed"), record["role"]) for record in found)
+    counts = Counter((record["path"], record.get("fidelity"), record.get("seed"), record["role"]) for record in found)
     return {
         "after_seconds": round(after, 1),
         "killed": killed,
