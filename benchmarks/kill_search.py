@@ -49,6 +49,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="code_ray-kill-") as name:
         folder = Path(name)
         (folder / "search.yaml").write_text(yaml.safe_dump(CONFIG.model_dump(mode="json")))
+        finish(start(folder, "times"))
+        prepare(folder, "whole")
         started = time.monotonic()
         finish(start(folder, "whole"))
         whole = time.monotonic() - started
@@ -68,8 +70,7 @@ def main() -> int:
 
 def kill_once(folder: Path, out: str, after: float) -> dict[str, Any]:
     """Kill the driver of a search ``after`` seconds, let Ray's processes end, run the same command again."""
-    run = RunDirectory.create(folder / out, CONFIG.model_dump(mode="json"))
-    shutil.copy(folder / "whole" / "profile.json", run.profile_file)
+    prepare(folder, out)
     process = start(folder, out)
     try:
         process.wait(after)
@@ -89,6 +90,12 @@ def kill_once(folder: Path, out: str, after: float) -> dict[str, Any]:
         "done_twice": sum(count - 1 for count in counts.values()),
         "status": status,
     }
+
+
+def prepare(folder: Path, out: str) -> None:
+    """A run directory that has the measured times already: they are measured before anything can be lost."""
+    run = RunDirectory.create(folder / out, CONFIG.model_dump(mode="json"))
+    shutil.copy(folder / "times" / "profile.json", run.profile_file)
 
 
 def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
