@@ -10,7 +10,7 @@ import numpy as np
 
 from code_ray.cost_table import CostTable
 from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z
-from code_ray.objective import Known, Objective
+from code_ray.objective import Known, Objective, UpperBound
 from code_ray.path import InferencePath
 from code_ray.path_space import HOST, PathSpace, Rows
 from code_ray.scoring_design import BATCH
@@ -60,10 +60,15 @@ class WideSpace:
             yield self._faster_rows(chunk)[::step]
 
     def _faster_rows(self, rows: Rows) -> Rows:
+        bound, alone = self._beside_the_original
         order = [self.costs.providers.index(provider) for provider in self.objective.limits.budgets]
-        accuracy = np.full(len(rows), self.objective.accuracy_original)
-        reached = self.objective.upper_bound({})(self.costs.seconds(rows)[:, order], accuracy)
-        return rows[reached > self.objective.value({}) * (1 + 1e-9)]
+        reached = bound(self.costs.seconds(rows)[:, order], np.full(len(rows), self.objective.accuracy_original))
+        return rows[reached > alone * (1 + 1e-9)]
+
+    @cached_property
+    def _beside_the_original(self) -> tuple[UpperBound, float]:
+        """What the original with one path cannot exceed, and what it serves alone: programmes solved once, not for every chunk."""
+        return self.objective.upper_bound({}), self.objective.value({})
 
 
 def _evenly(rows: Rows, count: int) -> Rows:

@@ -59,7 +59,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     table.to_csv(run.evaluations_file, index=False)
     write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
     pictures = {
-        "winning_plan": draw_paths(_shares(arm), problem.services),
+        "winning_plan": draw_paths(dict(sorted(arm.shares.items(), key=lambda item: -item[1])), problem.services),
         "pareto": draw_pareto(problem, table, {"deployed": result["deployed"], **result["arms"]}, frontiers(problem, known)),
         "search_trace": draw_trace(table),
     }
@@ -139,13 +139,6 @@ def _leading_path(arm: Arm) -> InferencePath:
     """The path other than the original that carries most, or the original where it is alone."""
     others = [(rate, path) for path, rate in zip(arm.paths[1:], arm.mixture.rates[1:], strict=True) if rate > 0]
     return max(others)[1] if others else arm.paths[0]
-
-
-def _shares(arm: Arm) -> dict[InferencePath, float]:
-    """The paths that the plan serves, with the share of the samples that takes each, largest first."""
-    total = sum(arm.mixture.rates)
-    shares = {path: rate / total for path, rate in zip(arm.paths, arm.mixture.rates, strict=True) if rate > 0}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _coverage(campaign: Campaign) -> dict[str, float] | None:

@@ -31,12 +31,17 @@ class Arm:
     throughput_ratio: float
     loss_points: float
 
+    @property
+    def shares(self) -> dict[InferencePath, float]:
+        """The paths that are used, with the share of the samples that takes each."""
+        return {path: rate / self.mixture.throughput for path, rate in zip(self.paths, self.mixture.rates, strict=True) if rate > 0}
+
     def summary(self) -> dict[str, Any]:
         """What ``result.json`` says of it."""
         return {
             "throughput_ratio": self.throughput_ratio,
             "average_accuracy_loss_points": self.loss_points,
-            "paths": {str(p): rate / self.mixture.throughput for p, rate in zip(self.paths, self.mixture.rates, strict=True) if rate > 0},
+            "paths": {str(path): share for path, share in self.shares.items()},
         }
 
 
@@ -171,8 +176,7 @@ def measure_test(problem: Problem, plan: Plan) -> dict[InferencePath, np.ndarray
 
 def test_loss(arm: Arm, hits: Mapping[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]) -> tuple[float, float]:
     """Average-accuracy loss of an arm on test data in points, with half of its paired 95 % interval."""
-    shares = {p: rate / arm.mixture.throughput for p, rate in zip(arm.paths, arm.mixture.rates, strict=True) if rate > 0}
     original = hits[arm.paths[0]].astype(np.float64)
-    lost = 100 * sum(share * (original - hits[path]) for path, share in shares.items())
+    lost = 100 * sum(share * (original - hits[path]) for path, share in arm.shares.items())
     lost = np.asarray(lost)
     return float(lost.mean()), float(1.96 * lost.std(ddof=1) / math.sqrt(len(lost)))
