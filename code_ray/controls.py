@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -57,10 +59,13 @@ def control_paths(path: InferencePath) -> dict[str, InferencePath]:
     return controls
 
 
-def with_trained_hosts(path: InferencePath) -> InferencePath:
-    """``path`` with every random host replaced by the one it stands for."""
-    segments = tuple(Segment(s.service.removesuffix(RANDOM_SUFFIX), s.start, s.stop) for s in path.segments)
-    return InferencePath(path.num_blocks, segments, path.rank)
+def with_trained_hosts(path: InferencePath, services: Container[str] = ()) -> InferencePath:
+    """``path`` with every random host replaced by the one it stands for; what is one of ``services`` stands for itself."""
+
+    def trained(name: str) -> str:
+        return name if name in services else name.removesuffix(RANDOM_SUFFIX)
+
+    return InferencePath(path.num_blocks, tuple(Segment(trained(s.service), s.start, s.stop) for s in path.segments), path.rank)
 
 
 def _randomised(segment: Segment, local: str) -> Segment:

@@ -133,7 +133,8 @@ class LinkFit:
     """Ridge-regularised least squares from one set of inputs, factorised once for every link that sees them alike.
 
     Links of equal ``LinkSpec.design`` share it: their normal matrix is the same and only the right-hand sides differ, so that
-    the links from one boundary to many cost little more than the link to one.
+    the links from one boundary to many cost little more than the link to one. Computed on the device of the inputs; the link
+    that is set and its targets may lie elsewhere.
     """
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class LinkFit:
             raise LinkError(
                 f"cannot fit a link {link.spec.in_shape} -> {link.spec.out_shape} to {self._inputs_shape} -> {tuple(targets.shape)}"
             )
-        outputs = _fit_outputs(link.spec, targets[: link.spec.max_fit_samples]).double()
+        outputs = _fit_outputs(link.spec, targets[: link.spec.max_fit_samples].to(self._centred.device)).double()
         output_mean = outputs.mean(0)
         wanted = outputs - output_mean
         if self._few_rows:

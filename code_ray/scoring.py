@@ -97,7 +97,7 @@ class Scorer:
             targets = self._link_targets(link, slot)
             if targets is not None:
                 if link.spec.design not in fits:
-                    fits[link.spec.design] = LinkFit(link.spec, values.fit[: len(targets.fit)].float())
+                    fits[link.spec.design] = LinkFit(link.spec, values.fit[: len(targets.fit)].to(self._trainer.device).float())
                 fits[link.spec.design].fit(link, targets.fit)
             yield from self._behind_link(link, slot, values, targets, depth, group)
 
@@ -110,7 +110,7 @@ class Scorer:
         ending = [path for path in paths if len(path.link_slots) == depth + 1]
         if ending:
             made = in_batches(run, values.screen)
-            explained = 0.0 if targets is None else _explained(made[: len(targets.screen)].float(), targets.screen)
+            explained = 0.0 if targets is None else _explained(made[: len(targets.screen)].cpu().float(), targets.screen)
             accuracy, divergence = self._compare(in_batches(self._runner(name, position, self._trainer.services[name].num_blocks), made))
             yield from ((path, (accuracy, divergence, explained)) for path in ending)
         if through := [path for path in paths if len(path.link_slots) > depth + 1]:

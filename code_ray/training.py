@@ -37,8 +37,8 @@ start, which cost 0.3 to 2.9 points at the end."""
 class Trainer:
     """Trains paths of one local service; keeps what is constant between them.
 
-    Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links are
-    fitted, and come back, on the CPU.
+    Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links come
+    back on the CPU.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LinkTraining:
         for number, stage in enumerate(self._stages):
             target = self._fit_target(stage.slot, count)
             if target is not None:
-                fit_link(stage.link, self._inputs(number)(torch.arange(count)), target)
+                fit_link(stage.link, self._inputs(number)(torch.arange(count)).to(self._trainer.device), target)
 
     def advance(self, steps: int) -> None:
         """Train until ``steps`` batches of the recipe's total have been seen."""

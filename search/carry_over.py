@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from code_ray.artifact import RunDirectory
-from code_ray.controls import RANDOM_SUFFIX
+from code_ray.controls import with_trained_hosts
 from code_ray.errors import ArtifactError
 from code_ray.journal import Journal
 from code_ray.path import parse_path
@@ -61,4 +61,4 @@ def carry_over(source: RunDirectory, config: SearchConfig, run: RunDirectory, nu
 
 def _is_of(record: Mapping[str, Any], config: SearchConfig, num_blocks: int) -> bool:
     """Whether a record speaks of services that ``config`` names."""
-    return {name.removesuffix(RANDOM_SUFFIX) for name in parse_path(record["path"], num_blocks).hosts} <= set(config.hosts)
+    return set(with_trained_hosts(parse_path(record["path"], num_blocks), config.hosts).hosts) <= set(config.hosts)

@@ -107,7 +107,7 @@ def evaluations_table(campaign: Campaign) -> pd.DataFrame:
     rows = []
     for job, record in campaign.records.items():
         # A random host does the same work as the one it stands for.
-        cost = problem.profile.cost(with_trained_hosts(job.path), problem.services)
+        cost = problem.profile.cost(with_trained_hosts(job.path, problem.services), problem.services)
         provider = problem.objective.local_provider
         arm = best_arm(problem, {job.path: (cost, record["accuracy"])}, loss_points=100.0)
         tau_l, tau_h = cost.at(provider), cost.elsewhere(provider)

@@ -8,7 +8,7 @@ import torch
 from conftest import GREY
 from torch import Tensor, nn
 
-from code_ray.controls import RANDOM_SUFFIX, control_paths, random_host
+from code_ray.controls import RANDOM_SUFFIX, control_paths, random_host, with_trained_hosts
 from code_ray.data import DataSet
 from code_ray.errors import IntegrityError
 from code_ray.path import Segment, parse_path, path_from_vector
@@ -36,6 +36,12 @@ def control(normed_host: Service, digits: DataSet) -> Service:
 def test_a_random_host_changes_the_host_alone() -> None:
     expected = path_from_vector((1, 2, 4, 5), "tiny", 6, f"host{RANDOM_SUFFIX}", 6, rank=3)
     assert control_paths(CROSS)["random_host"] == expected
+
+
+def test_a_random_host_stands_for_the_trained_one_unless_it_is_a_service_itself() -> None:
+    control = control_paths(CROSS)["random_host"]
+    assert with_trained_hosts(control) == CROSS
+    assert with_trained_hosts(control, {"tiny", f"host{RANDOM_SUFFIX}"}) == control
 
 
 def test_links_only_keeps_the_links_and_no_host_block() -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from code_ray.journal import Journal
 from code_ray.profiling import Profile, measure_profile
 
 
-def build(pair: Pair, out: Path, tables: Path, say: Callable[[str], None], minutes: float) -> None:
-    """Measure what is missing, at most ``minutes`` long, and write the tables."""
+@dataclass(frozen=True)
+class Workers:
+    """How many rows are measured at a time, each on a core of its own, and the GPUs that the workers share."""
+
+    count: int = 2
+    gpus: int = 0
+
+
+def build(pair: Pair, out: Path, tables: Path, say: Callable[[str], None], minutes: float, workers: Workers = Workers()) -> None:
+    """Measure what is missing, at most ``minutes`` long, and write the tables. Times of blocks and links are those of a core."""
     out.mkdir(parents=True, exist_ok=True)
     services = services_of(pair)
     paths = tabled_paths(pair, services[pair.local], services[pair.host])
@@ -37,21 +46,29 @@ def build(pair: Pair, out: Path, tables: Path, say: Callable[[str], None], minut
     rows = Rows(pair, paths, Journal(out / "journal.jsonl"), read_tables(tables))
     try:
         if rows.jobs():
-            _run_on_tune(rows, profile, say, minutes)
+            _run_on_tune(rows, profile, say, minutes, workers)
     finally:
         write_tables(rows.records, profile, services, pair.local, tables)
         say(f"{len(rows.scores)} scores and {len(rows.trained)} trainings are in {tables}; {len(rows.jobs())} jobs are left")
 
 
-def _run_on_tune(rows: Rows, profile: Profile, say: Callable[[str], None], minutes: float) -> None:
+def _run_on_tune(rows: Rows, profile: Profile, say: Callable[[str], None], minutes: float, workers: Workers) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=workers.count,
+        num_gpus=workers.gpus or None,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
     searcher = JobList(rows, say, time.monotonic() + 60 * minutes)
-    settings = {"pair": rows.pair.name, "profile": profile.model_dump_json()}
-    trainable = tune.with_resources(tune.with_parameters(RowTrial, settings=settings), {"cpu": 1})
+    settings = {"pair": rows.pair.name, "profile": profile.model_dump_json(), "device": "cuda" if workers.gpus else "cpu"}
+    share = {"cpu": 1, "gpu": workers.gpus / workers.count}
+    trainable = tune.with_resources(tune.with_parameters(RowTrial, settings=settings), share)
     with tempfile.TemporaryDirectory(prefix="pathbench-") as storage:
         config = tune.TuneConfig(
-            metric="done_", mode="max", search_alg=searcher, num_samples=-1, max_concurrent_trials=2, reuse_actors=True
+            metric="done_", mode="max", search_alg=searcher, num_samples=-1, max_concurrent_trials=workers.count, reuse_actors=True
         )
         tune.Tuner(trainable, tune_config=config, run_config=tune.RunConfig(storage_path=storage, verbose=0)).fit()
 

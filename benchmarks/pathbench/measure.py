@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from benchmarks.pathbench.pairs import PAIRS, RECIPE, RUNGS, Pair, beginning
+from benchmarks.pathbench.pairs import PAIRS, Pair, beginning
 from benchmarks.pathbench.rows import Job
 from benchmarks.pathbench.tables import Record
 from code_ray.controls import RANDOM_SUFFIX, random_host
@@ -41,8 +41,9 @@ def placement_of(pair: Pair) -> dict[str, str]:
 class RowWorker:
     """Measures rows in one process."""
 
-    def __init__(self, pair: Pair, profile: Profile) -> None:
+    def __init__(self, pair: Pair, profile: Profile, device: str) -> None:
         torch.set_num_threads(1)
+        self.device = device
         self.services = services_of(pair)
         self.data = load_data(pair.data)
         self.pair = pair
@@ -55,10 +56,10 @@ class RowWorker:
     def trainer(self, scale: float = 1.0) -> Trainer:
         """A trainer whose learning rates are ``scale`` times the recipe's."""
         if scale not in self._trainers:
-            rates = {name: getattr(RECIPE, name) * scale for name in ("learning_rate", "joint_learning_rate")}
-            recipe = RECIPE.model_copy(update=rates)
+            rates = {name: getattr(self.pair.recipe, name) * scale for name in ("learning_rate", "joint_learning_rate")}
+            recipe = self.pair.recipe.model_copy(update=rates)
             placement = placement_of(self.pair)
-            new = Trainer(self.services, self.pair.local, self.data, placement, self.profile.mode_of, recipe)
+            new = Trainer(self.services, self.pair.local, self.data, placement, self.profile.mode_of, recipe, self.device)
             # Activations do not depend on a learning rate.
             new.activations = next(iter(self._trainers.values()), new).activations
             self._trainers[scale] = new
@@ -82,17 +83,18 @@ class RowWorker:
         again = (scale, beginning(path)) == self._before
         self._before = scale, beginning(path)
         shared = dict(trainer.link_inputs.seconds) if again else {}
-        fit_share, screen_share = RECIPE.fit_samples / len(trainer.train), RECIPE.screen_samples / len(self.data.validation)
+        recipe, rungs = trainer.recipe, self.pair.rungs
+        fit_share, screen_share = recipe.fit_samples / len(trainer.train), recipe.screen_samples / len(self.data.validation)
         train, validation = shared.get("train", 0.0), shared.get("validation", 0.0)
         clock = _Clock()
         training = LinkTraining(trainer, path, seed)
         training.fit()
         row: Record = {"path": str(path), "seed": seed, "scale": scale, "accuracy_fit": training.screen_accuracy()}
         row["seconds_fit"] = clock.lap() + train * fit_share + validation * screen_share
-        for rung in (*RUNGS, RECIPE.total_steps):
+        for rung in (*rungs, recipe.total_steps):
             training.advance(rung)
-            row[f"seconds_{rung}"] = clock.lap() + (train * (1 - fit_share) if rung == RUNGS[0] else 0.0)
-            if rung in RUNGS:
+            row[f"seconds_{rung}"] = clock.lap() + (train * (1 - fit_share) if rung == rungs[0] else 0.0)
+            if rung in rungs:
                 row[f"accuracy_{rung}"] = training.screen_accuracy()
                 row[f"seconds_screen_{rung}"] = clock.lap()
         row["accuracy_validation"] = training.accuracy("validation")
@@ -113,8 +115,8 @@ class _Clock:
 
 
 @lru_cache(maxsize=1)
-def _worker(pair: str, profile: str) -> RowWorker:
-    return RowWorker(PAIRS[pair], Profile.model_validate_json(profile))
+def _worker(pair: str, profile: str, device: str) -> RowWorker:
+    return RowWorker(PAIRS[pair], Profile.model_validate_json(profile), device)
 
 
 class RowTrial(tune.Trainable):
@@ -130,7 +132,7 @@ class RowTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        records = _worker(self._settings["pair"], self._settings["profile"]).run(self._job)
+        records = _worker(self._settings["pair"], self._settings["profile"], self._settings["device"]).run(self._job)
         return {"done_": 1, "records": json.dumps(records), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -13,14 +13,14 @@ from code_ray.recipe import Recipe
 from code_ray.service import Service
 from code_ray.space import enumerate_paths
 
-RECIPE = Recipe(samples=3_200, fit_samples=1_000, screen_samples=500, steps=100, joint_steps=0)
-RUNGS = (25, 50)
 SAMPLE_SEED = 20261125
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A local service, the host it borrows from, and how many of the crosses and probes are tabled."""
+    """A local service, the host it borrows from, how many of the crosses and probes are tabled, and how each path is trained:
+    with a look at ``rungs``, in batches.
+    """
 
     name: str
     local: str
@@ -28,13 +28,33 @@ class Pair:
     data: str
     crosses: int
     probes: int
+    recipe: Recipe
+    rungs: tuple[int, ...]
 
 
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("fashion", "fashion-cnn", "efficientnet-lite0", "fashion-mnist", crosses=300, probes=40),
-        Pair("alexnet", "alexnet-fashion", "alexnet-digits", "fashion-mnist", crosses=225, probes=30),
+        Pair(
+            "fashion",
+            "fashion-cnn",
+            "efficientnet-lite0",
+            "fashion-mnist",
+            crosses=300,
+            probes=40,
+            recipe=Recipe(samples=9_600, fit_samples=1_000, screen_samples=1_000, steps=300),
+            rungs=(25, 50, 100),
+        ),
+        Pair(
+            "alexnet",
+            "alexnet-fashion",
+            "alexnet-digits",
+            "fashion-mnist",
+            crosses=225,
+            probes=30,
+            recipe=Recipe(samples=3_200, fit_samples=1_000, screen_samples=500, steps=100),
+            rungs=(25, 50),
+        ),
     )
 }
 

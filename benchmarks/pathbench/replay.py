@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from benchmarks.pathbench.pairs import PAIRS, RECIPE, RUNGS, Pair
+from benchmarks.pathbench.pairs import PAIRS, Pair
 from benchmarks.pathbench.tables import Record, read_tables
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath, original_path, parse_path
@@ -55,7 +55,7 @@ class Table:
     @property
     def full_training_seconds(self) -> float:
         """Mean seconds of a full training without looks at rungs, validation included: the unit of cost."""
-        return sum(_seconds(row) for rows in self.rows.values() for row in rows[:1]) / len(self.rows)
+        return sum(self.seconds(row) for rows in self.rows.values() for row in rows[:1]) / len(self.rows)
 
     def accuracy(self, path: InferencePath, restart: int) -> float:
         """Validation accuracy of a path's training in one restart: one of its seeds."""
@@ -64,6 +64,15 @@ class Table:
     def row(self, path: InferencePath, restart: int) -> Record:
         rows = self.rows[path]
         return rows[zlib.crc32(f"{path} {restart}".encode()) % len(rows)]
+
+    def seconds(self, row: Record, until: int | None = None, *, looks: bool = False) -> float:
+        """What a training took, up to a rung or to the end, with a look at the screened images at every rung or without."""
+        rungs = [rung for rung in self.pair.rungs if until is None or rung <= until]
+        seconds = row["seconds_fit"] + sum(row[f"seconds_{rung}"] for rung in rungs)
+        if looks or until is not None:
+            seconds += sum(row[f"seconds_screen_{rung}"] for rung in rungs)
+        rest = 0.0 if until is not None else row[f"seconds_{self.pair.recipe.total_steps}"] + row["seconds_validation"]
+        return float(seconds + rest)
 
     def objective(self, setting: Setting) -> Objective:
         """What ``setting`` maximises."""
@@ -136,25 +145,16 @@ def replay(sampler: Sampler, table: Table, restart: int, *, rungs: bool) -> Iter
                 sampler.tell(proposal, score.accuracy, score)
                 continue
             row = table.row(path, restart)
-            stopped_at = next((r for r in RUNGS if not _goes_on(sampler, table, path, row, r)), None) if rungs else None
+            stopped_at = next((r for r in table.pair.rungs if not _goes_on(sampler, table, path, row, r)), None) if rungs else None
             if stopped_at is not None:
-                spent += _seconds(row, stopped_at)
+                spent += table.seconds(row, stopped_at)
                 sampler.stop(path)
             else:
-                spent += _seconds(row, looks=rungs)
+                spent += table.seconds(row, looks=rungs)
                 sampler.tell(proposal, float(row["accuracy_validation"]))
             yield Step(spent / unit, sampler.objective.value(sampler.chosen))
 
 
 def _goes_on(sampler: Sampler, table: Table, path: InferencePath, row: Record, rung: int) -> bool:
     lost = 100 * (table.accuracy_screen - row[f"accuracy_{rung}"])
-    return sampler.keep_training(path, rung, rung / RECIPE.total_steps, lost)
-
-
-def _seconds(row: Record, until: int | None = None, *, looks: bool = False) -> float:
-    """What a training took, up to a rung or to the end, with a look at the screened images at every rung or without."""
-    rungs = [rung for rung in RUNGS if until is None or rung <= until]
-    seconds = row["seconds_fit"] + sum(row[f"seconds_{rung}"] for rung in rungs)
-    if looks or until is not None:
-        seconds += sum(row[f"seconds_screen_{rung}"] for rung in rungs)
-    return float(seconds if until is not None else seconds + row[f"seconds_{RECIPE.total_steps}"] + row["seconds_validation"])
+    return sampler.keep_training(path, rung, rung / table.pair.recipe.total_steps, lost)
