@@ -19,7 +19,7 @@ from code_ray.cost_table import CostTable, HostCosts
 from code_ray.forecast import from_z, to_z
 from code_ray.objective import PlanObjective
 from code_ray.path import InferencePath, original_path
-from code_ray.path_space import KINDS, LIN, LOUT, PathSpace
+from code_ray.path_space import KINDS, LIN, LOUT, PathSpace, class_columns
 from code_ray.predictor import GaussianProcessPredictor, Measured
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Limits, PathCost
@@ -49,7 +49,7 @@ def main() -> None:
         (space.path(row), (PathCost(dict(zip(costs.providers, s, strict=True))), float(objective.accuracies(from_z(v)))))
         for row, s, v in zip(sample, seconds, z, strict=True)
     ]
-    predictor = GaussianProcessPredictor(space.features(sample), seed=0)
+    predictor = GaussianProcessPredictor(space.features(sample), class_columns(space.hosts), seed=0)
     measured = Measured({i: float(z[i]) for i in range(SCORED)}, {i: float(z[i]) for i in range(TRAINED)})
     known = dict(entries[:TRAINED])
 
@@ -62,7 +62,9 @@ def main() -> None:
         started, worked = time.perf_counter(), time.process_time()
         best = wide.promising(known, *predictor.rough(measured))
         looked = time.perf_counter()
-        near = GaussianProcessPredictor(np.vstack([space.features(sample), space.features(space.rows(c.path for c in best))]), seed=0)
+        near = GaussianProcessPredictor(
+            np.vstack([space.features(sample), space.features(space.rows(c.path for c in best))]), class_columns(space.hosts), seed=0
+        )
         mean, std = near.predict(measured, list(range(len(sample), len(sample) + len(best))))
         accuracies = objective.accuracies(from_z(mean + NODES[:, None] * std))
         gains = expected_improvement(objective.values_with(known, best, accuracies), objective.value(known))

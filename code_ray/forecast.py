@@ -19,17 +19,20 @@ LEAST_LOSS = -0.9
 HOPELESS_LOSS = 30.0
 """A path that loses this much serves no plan; predictors are not told how much more it loses."""
 
-LEFT_AFTER_TRAINING = {True: 0.5, False: 0.85}
-"""Share of the loss of least-squares links that training leaves, about, for paths that end in the local head (.4 to .6 on
-Fashion-MNIST) and for those whose last link makes the logits (.8 to .95)."""
+KEPT, KEPT_OF_MUCH, MUCH = 0.75, 0.25, float(np.log1p(15.0))
+"""Share of the z of least-squares links that training leaves of paths that end in the local head, and of what exceeds ``MUCH``:
+links that lose half of all images do not end five times worse than those that lose a tenth."""
 
 RUNG_GAIN, RUNG_STD = 0.3, 0.2
 """Share of z that the whole of a training takes away from what it has after a few steps; how far off forecasts at a rung are."""
 
+RUNG_POINTS = 0.5
+"""Standard deviation of a loss measured on the few images of a rung, in points."""
+
 UNKNOWN_Z, UNKNOWN_STD = float(np.log1p(3.0)), 0.9
 """What is thought of a path before anything was measured."""
 
-NOISE_POINTS = 0.25
+NOISE_POINTS = 0.15
 """Standard deviation of a trained path's accuracy from seed to seed, in points."""
 
 
@@ -50,11 +53,14 @@ def noise_std(z: FloatArray | float) -> FloatArray:
 
 def after_score(score: Score, ends_in_head: bool) -> float:
     """z that training may make of least-squares links with this score."""
-    loss = score.loss_points
-    return float(to_z(loss * (LEFT_AFTER_TRAINING[ends_in_head] if loss > 0 else 1.0)))
+    z = float(to_z(score.loss_points))
+    if not ends_in_head or z <= 0:
+        return z
+    return KEPT * min(z, MUCH) + KEPT_OF_MUCH * max(z - MUCH, 0.0)
 
 
 def after_rung(loss_points: float, share: float) -> tuple[float, float]:
     """z, and its standard deviation, that a path may end with which loses ``loss_points`` when ``share`` of its training is done."""
     z = float(to_z(loss_points))
-    return z * (1 - RUNG_GAIN * (1 - share)), RUNG_STD * math.sqrt(1 - share) + 0.05
+    end = z * (1 - RUNG_GAIN * (1 - share))
+    return end, math.hypot(RUNG_STD * math.sqrt(1 - share), RUNG_POINTS / math.exp(max(end, 0.0)))

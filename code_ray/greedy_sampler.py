@@ -11,6 +11,7 @@ from code_ray.acquisition import NODES, expected_improvement
 from code_ray.forecast import after_rung, after_score, from_z, noise_std, to_z
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
+from code_ray.path_space import Sides, class_columns
 from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
 from code_ray.sampler import Left, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
@@ -50,15 +51,17 @@ class GreedySampler(Sampler):
         reduction: int = 2,
         seed: int = 0,
         wide: WideSpace | None = None,
+        sides: Sides | None = None,
     ) -> None:
         self._hosts = hosts
+        self._sides = sides
         self._predictor: Predictor | None = None
         super().__init__(candidates, objective, stopping)
         self._seed = seed
-        features = feature_matrix([c.path for c in self.candidates], hosts)
+        features = self._features()
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(features, seed)
+            self._predictor = kind(features, class_columns(hosts), seed)
         self._screen = screen if predictor == "gp" else 0
         self._wide = wide
         self._looked_after = 0  # so much was measured when candidates were last chosen
@@ -171,7 +174,10 @@ class GreedySampler(Sampler):
         super()._consider(candidates)
         self._groups = groups_of(self.candidates)
         if self._predictor is not None:
-            self._predictor.look_at(feature_matrix([c.path for c in self.candidates], self._hosts))
+            self._predictor.look_at(self._features())
+
+    def _features(self) -> FloatArray:
+        return feature_matrix([candidate.path for candidate in self.candidates], self._hosts, self._sides)
 
     def _look_again(self) -> None:
         """Choose the candidates from a wide space by what is known now."""
@@ -198,28 +204,31 @@ class GreedySampler(Sampler):
             **self.known,
             **{self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)},
         }
-        gains = self._gains(open_indices, mean[:n], std[:n], known)
-        if gains.max() <= max(0.0, self.stopping.epsilon):
-            if self._pending:
-                return ()
-            if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
-                self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
-                return ()
-            # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
-            hopes = self._accuracies(mean[:n] - std[:n])
-            gains = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+        gains = dict(zip(open_indices, self._gains(open_indices, mean[:n], std[:n], known).tolist(), strict=True))
+        scorable = {index: gains[index] for group in self._groups.values() for index in self._unscored(group) if index in gains}
         being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
-        ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if i not in being_scored}
-        if not ready:
+        ready = {index: gain for index, gain in gains.items() if index not in scorable and index not in being_scored}
+        least, best = max(0.0, self.stopping.epsilon), max(ready.values(), default=0.0)
+        if scorable and max(scorable.values()) > max(best, least):
+            return self._propose(self._score_batch(scorable), "fit")
+        if best > least:
+            return self._propose([max(ready, key=lambda index: ready[index])], "trained")
+        if self._pending:
             return ()
-        best = max(ready, key=lambda i: ready[i])
-        scorable = {index for group in self._groups.values() for index in self._unscored(group)}
-        if best in scorable:
-            worth = {i: gain for i, gain in ready.items() if i in scorable and gain >= WORTH_SCORING * ready[best]}
-            group = next(group for group in self._groups.values() if best in group)
-            batch = sorted((i for i in group if i in worth), key=lambda i: -worth[i])
-            return self._propose(batch[: min(BATCH, self._scores_left)], "fit")
-        return self._propose([best], "trained")
+        if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
+            self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
+            return ()
+        # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
+        hopes = self._accuracies(mean[:n] - std[:n])
+        values = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+        return self._propose([open_indices[int(values.argmax())]], "trained")
+
+    def _score_batch(self, gains: Mapping[int, float]) -> list[int]:
+        """The path with the largest gain, and those of its group that come near."""
+        best = max(gains, key=lambda index: gains[index])
+        group = next(group for group in self._groups.values() if best in group)
+        worth = sorted((index for index in group if gains.get(index, 0.0) >= WORTH_SCORING * gains[best]), key=lambda i: -gains[i])
+        return worth[: min(BATCH, self._scores_left)]
 
     def _gains(self, indices: list[int], mean: FloatArray, std: FloatArray, known: Known) -> FloatArray:
         """Expected improvement of the objective over ``known`` from each path."""

@@ -7,8 +7,8 @@ somebody looks at.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,24 @@ KINDS: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
 
 Rows = npt.NDArray[np.int16]
 
+Sides = Mapping[str, Sequence[int]]
+"""Service -> side of the map at each of its boundaries, 1 for a vector. Of a service that is not named nothing is known."""
+
+
+def class_columns(hosts: Mapping[str, int]) -> int:
+    """How many of the first columns of a space's features say of which class a path is: without a host, without the local head, and
+    of which host but the first.
+    """
+    return 2 + max(0, len(hosts) - 1)
+
 
 @dataclass(frozen=True)
 class PathSpace:
     """Every one-host path, skip, exit and probe within the bounds of DESIGN 2.1, the original not among them.
 
     ``hosts`` gives the number of blocks of each host, head included. ``min_lout`` keeps raw inputs (lout = 0) at home;
-    it binds paths that leave the local server. Links to logits have no reduced form.
+    it binds paths that leave the local server. Links to logits have no reduced form. ``sides`` lets features say how far a link
+    enlarges or reduces maps.
     """
 
     local: str
@@ -41,6 +52,7 @@ class PathSpace:
     kinds: tuple[Kind, ...] = KINDS
     min_lout: int = 0
     ranks: tuple[int | None, ...] = (None,)
+    sides: Sides = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(ends) * len(runs) * len(ranks) for _, _, ends, runs, ranks in self._parts())
@@ -117,7 +129,7 @@ class PathSpace:
         return [self.path(row) for rows in self.chunks() for row in rows]
 
     def features(self, rows: Rows) -> FloatArray:
-        """What a predictor sees of paths, (n, d): kind, positions as shares of each network, rank, host."""
+        """What a predictor sees of paths, (n, d): class, positions as shares of each network, rank, octaves."""
         n = self.num_blocks
         hosted, headless = rows[:, HOST] >= 0, np.isin(rows[:, KIND], (KINDS.index("exit"), KINDS.index("probe")))
         blocks = np.array([*self.hosts.values(), 1])[rows[:, HOST]]
@@ -126,6 +138,9 @@ class PathSpace:
         ranks = np.array([0.0 if rank is None else 1 / (1 + math.log2(rank)) for rank in self.ranks])[rows[:, RANK]]
         return np.column_stack(
             [
+                ~hosted,
+                headless,
+                *(rows[:, HOST] == host for host in range(1, len(self.hosts))),
                 lout,
                 lin,
                 lin - lout,
@@ -134,12 +149,24 @@ class PathSpace:
                 # How far off a link leads: links join boundaries of like depth best.
                 np.where(hosted, entry - lout, 0.0),
                 np.where(hosted, depth - lin, 0.0),
-                ~hosted,
-                headless,
                 np.where(headless, 0.0, ranks),
-                *(rows[:, HOST] == host for host in range(1, len(self.hosts))),
+                *self._octaves(rows),
             ]
         )
+
+    def _octaves(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
+        """Octaves by which the link into a host, and the last link, enlarge or reduce the side of a map."""
+        entry, last = np.zeros(len(rows)), np.zeros(len(rows))
+        if self.local in self.sides:
+            local = np.log2(np.asarray(self.sides[self.local], dtype=np.float64))
+            alone = rows[:, HOST] < 0
+            last[alone] = local[rows[alone, LIN]] - local[rows[alone, LOUT]]
+            for number, name in enumerate(self.hosts):
+                if name in self.sides:
+                    there, host = np.log2(np.asarray(self.sides[name], dtype=np.float64)), rows[:, HOST] == number
+                    entry[host] = there[rows[host, HIN] - 1] - local[rows[host, LOUT]]
+                    last[host] = local[rows[host, LIN]] - there[rows[host, HOUT]]
+        return np.abs(entry), np.abs(last)
 
     def _product(
         self, kind: int, host: int, ends: npt.NDArray[np.int64], runs: npt.NDArray[np.int64], ranks: list[int], start: int, stop: int

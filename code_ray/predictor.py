@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 
 from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z, noise_std
 from code_ray.throughput import FloatArray
@@ -30,10 +30,11 @@ class Measured:
 
 
 class Predictor(ABC):
-    """Predicts z of paths by index into ``features`` (n, d)."""
+    """Predicts z of paths by index into ``features`` (n, d), the first ``classes`` of which say of which class a path is."""
 
-    def __init__(self, features: FloatArray, seed: int) -> None:
+    def __init__(self, features: FloatArray, classes: int, seed: int) -> None:
         self.features = features
+        self.classes = classes
         self.seed = seed
 
     def look_at(self, features: FloatArray) -> None:
@@ -59,10 +60,8 @@ class GaussianProcessPredictor(Predictor):
     what is left over after the one before, so that both variances add up.
     """
 
-    _ERRORS = ConstantKernel(0.1, (1e-3, 1.0)) * Matern(1.0, (0.3, 5.0), nu=2.5) + ConstantKernel(0.1, (1e-3, 1.0))
-
-    def __init__(self, features: FloatArray, seed: int) -> None:
-        super().__init__(features, seed)
+    def __init__(self, features: FloatArray, classes: int, seed: int) -> None:
+        super().__init__(features, classes, seed)
         deviations = features.std(axis=0)
         self._scale = np.where(deviations > 0, deviations, 1.0)
         self._scaled = features / self._scale
@@ -76,20 +75,25 @@ class GaussianProcessPredictor(Predictor):
         trained = [*measured.finals, *measured.partial]
         prior, prior_std = self._from_scores(measured.forecasts, [*trained, *indices])
         if not trained:
-            return prior, prior_std
+            return prior, np.hypot(prior_std, _ERROR_STD)
         n = len(trained)
         results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
         noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
-        points = np.column_stack([self._scaled[[*trained, *indices]] / np.sqrt(self._scaled.shape[1]), prior])
+        rows = [*trained, *indices]
+        where = np.column_stack([self._scaled[rows] / np.sqrt(self._scaled.shape[1]), prior])
+        points = np.column_stack([self.features[rows, : self.classes], where])
         model = GaussianProcessRegressor(
-            self._ERRORS, alpha=noise**2 + prior_std[:n] ** 2, optimizer="fmin_l_bfgs_b" if n >= 4 else None, random_state=self.seed
+            _errors_kernel(self.classes, where.shape[1]),
+            alpha=noise**2 + prior_std[:n] ** 2,
+            optimizer="fmin_l_bfgs_b" if n >= 4 else None,
+            random_state=self.seed,
         )
         _fit(model, points[:n], results - prior[:n])
         error, error_std = model.predict(points[n:], return_std=True)
         return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
 
     def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
-        error = float(np.sqrt(self._ERRORS.diag(np.zeros((1, 1)))[0]))
+        error = _ERROR_STD
         if len(measured.forecasts) < 2:
             mean = float(np.mean([*measured.forecasts.values()] or [UNKNOWN_Z]))
             return lambda features: np.full(len(features), mean), math.hypot(UNKNOWN_STD, error)
@@ -136,6 +140,25 @@ class GaussianProcessPredictor(Predictor):
             _fit(model, points[:count], values[:count])
             self._kernel = count, model.kernel_
         return self._kernel[1]
+
+
+_OF_CLASS, _OF_NEIGHBOURS, _OF_ITS_OWN = 0.25, 0.16, 0.15
+"""Variances of how far z after training is off what a path's score says: for all paths of a class together (between pairs of
+services it differs by 1), for paths that are alike, and for each by itself."""
+
+_ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
+
+
+def _errors_kernel(classes: int, others: int) -> Kernel:
+    """Of points whose first columns are their class, the others where they are. With a dozen trainings only variances can be fitted."""
+    deaf = 1e6  # a length at which a column says nothing
+    of_class = RBF([0.3] * classes + [deaf] * others, "fixed")
+    alike = Matern([deaf] * classes + [1.0] * others, "fixed", nu=2.5)
+    return (
+        ConstantKernel(_OF_CLASS, (0.05, 1.0)) * of_class
+        + ConstantKernel(_OF_NEIGHBOURS, (0.03, 0.5)) * alike
+        + WhiteKernel(_OF_ITS_OWN, (0.04, 0.3))
+    )
 
 
 def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:

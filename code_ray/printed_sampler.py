@@ -9,6 +9,7 @@ import numpy as np
 from code_ray.forecast import from_z, to_z
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
+from code_ray.path_space import Sides, class_columns
 from code_ray.predictor import GaussianProcessPredictor, Measured
 from code_ray.sampler import Proposal, Sampler, Stopping
 from code_ray.scoring import Score
@@ -21,11 +22,19 @@ class PrintedSampler(Sampler):
     """
 
     def __init__(
-        self, candidates: Sequence[Candidate], objective: Objective, stopping: Stopping, hosts: Mapping[str, int], *, seed: int = 0
+        self,
+        candidates: Sequence[Candidate],
+        objective: Objective,
+        stopping: Stopping,
+        hosts: Mapping[str, int],
+        *,
+        seed: int = 0,
+        sides: Sides | None = None,
     ) -> None:
         super().__init__(candidates, objective, stopping)
         if candidates:
-            self._predictor = GaussianProcessPredictor(feature_matrix([c.path for c in self.candidates], hosts), seed)
+            features = feature_matrix([c.path for c in self.candidates], hosts, sides)
+            self._predictor = GaussianProcessPredictor(features, class_columns(hosts), seed)
         self._q: dict[InferencePath, float] = {}
         self._previous = -1.0
         self._last: InferencePath | None = None

@@ -12,6 +12,9 @@ from code_ray.throughput import FloatArray
 BATCH = 8
 """Paths scored together at most."""
 
+FIRST = 4
+"""Paths of a group that are scored first: more groups say more than more of a group."""
+
 Group = tuple[object, ...]
 
 
@@ -35,20 +38,28 @@ def scoring_design(
     budget: int,
     rng: np.random.Generator,
 ) -> list[list[int]]:
-    """Batches of candidates far from each other: a third of ``budget`` of them without a host (the rivals), a third spread over
-    a few groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says.
+    """Batches of candidates far from each other: a third of ``budget`` of them without a host (the rivals), a quarter spread over
+    groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says.
 
-    ``seconds`` (n,) is what a candidate takes of the server it keeps busiest.
+    ``seconds`` (n,) is what a candidate takes of the server it keeps busiest; the last two columns of ``features`` the octaves
+    that its links bridge.
     """
     design = [_spread(groups.get((), []), features, max(1, budget // 3), rng)]
-    share = max(1, (budget + 1) // 3 // max(1, len(hosts)))
+    share = max(1, (budget + 1) // 4 // max(1, len(hosts)))
+    octaves = features[:, -2:].sum(axis=1)
     for host in hosts:
         fastest = [min(group, key=lambda i: seconds[i]) for key, group in groups.items() if key and key[0] == host]
         fastest.sort(key=lambda i: float(seconds[i]))
-        chosen = _spread(fastest[: (len(fastest) + 1) // 2], features, max(1, share // BATCH), rng)
+        chosen = _spread(fastest[: (len(fastest) + 1) // 2], features, max(1, share // FIRST), rng)
         by_member = {i: group for group in groups.values() for i in group}
-        design += [_spread(by_member[i], features, min(BATCH, share), rng) for i in chosen]
+        design += [_spread(_easiest(by_member[i], octaves), features, min(FIRST, share), rng) for i in chosen]
     return [batch for batch in design if batch]
+
+
+def _easiest(group: Sequence[int], octaves: FloatArray) -> list[int]:
+    """Half of a group: those whose links enlarge or reduce maps least."""
+    middle = np.median(octaves[list(group)])
+    return [i for i in group if octaves[i] <= middle]
 
 
 def _spread(indices: Sequence[int], features: FloatArray, count: int, rng: np.random.Generator) -> list[int]:

@@ -99,6 +99,11 @@ class Service:
         return self.spec.boundaries
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Side of the map at each boundary, 1 for a vector."""
+        return tuple(max(boundary.shape[1:], default=1) for boundary in self.boundaries)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return self.spec.labels
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from code_ray.path import InferencePath, Kind
-from code_ray.path_space import KINDS, PathSpace
+from code_ray.path_space import KINDS, PathSpace, Sides
 from code_ray.throughput import FloatArray, PathCost, pair_throughput
 
 
@@ -43,10 +43,10 @@ def enumerate_paths(
     return PathSpace(local, num_blocks, hosts, tuple(kinds), min_lout, tuple(ranks)).paths()
 
 
-def feature_matrix(paths: Sequence[InferencePath], hosts: Mapping[str, int]) -> FloatArray:
-    """What a predictor sees of one-host paths of one local service, (n, d)."""
+def feature_matrix(paths: Sequence[InferencePath], hosts: Mapping[str, int], sides: Sides | None = None) -> FloatArray:
+    """What a predictor sees of one-host paths of one local service, (n, d); see ``PathSpace.features``."""
     if not paths:
         return np.zeros((0, 0))
     ranks = tuple(dict.fromkeys(path.rank for path in paths))
-    space = PathSpace(paths[0].local, paths[0].num_blocks, hosts, ranks=ranks)
+    space = PathSpace(paths[0].local, paths[0].num_blocks, hosts, ranks=ranks, sides=sides or {})
     return space.features(space.rows(paths))

@@ -214,7 +214,7 @@ def _make_sampler(problem: Problem) -> Sampler:
     config, hosts = problem.config, problem.host_blocks
     stopping = Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon)
     if config.sampler == "printed":
-        return PrintedSampler(problem.candidates, problem.objective, stopping, hosts, seed=config.seed)
+        return PrintedSampler(problem.candidates, problem.objective, stopping, hosts, seed=config.seed, sides=problem.sides)
     return GreedySampler(
         problem.candidates,
         problem.objective,
@@ -225,4 +225,5 @@ def _make_sampler(problem: Problem) -> Sampler:
         reduction=config.reduction,
         seed=config.seed,
         wide=problem.wide,
+        sides=problem.sides,
     )

@@ -69,6 +69,10 @@ class Problem:
         return {name: self.services[name].num_blocks for name in self.config.hosts}
 
     @property
+    def sides(self) -> dict[str, tuple[int, ...]]:
+        return {name: service.sides for name, service in self.services.items()}
+
+    @property
     def plan_objective(self) -> PlanObjective:
         """The programme under the loss limit, whatever the search itself maximises: plans and arms are valued by it."""
         o = self.objective
@@ -107,7 +111,7 @@ def load_inputs(config: SearchConfig) -> Inputs:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
     for service in services.values():
         service.verify()
-    space = _space(config, local, {name: services[name].num_blocks for name in config.hosts})
+    space = _space(config, local, {name: services[name] for name in config.hosts})
     inputs = Inputs(services, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
     if inputs.is_wide(config) and config.sampler in ("random", "printed"):
         raise ConfigError(
@@ -164,10 +168,12 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     )
 
 
-def _space(config: SearchConfig, local: Service, hosts: Mapping[str, int]) -> PathSpace:
+def _space(config: SearchConfig, local: Service, hosts: Mapping[str, Service]) -> PathSpace:
     if config.min_lout > local.num_blocks - 1:
         raise ConfigError(f"min_lout {config.min_lout} leaves no path of {config.local!r}, which has {local.num_blocks} blocks; lower it")
-    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks)
+    blocks = {name: host.num_blocks for name, host in hosts.items()}
+    sides = {name: service.sides for name, service in {config.local: local, **hosts}.items()}
+    return PathSpace(config.local, local.num_blocks, blocks, config.kinds, config.min_lout, config.ranks, sides)
 
 
 def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:

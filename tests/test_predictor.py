@@ -56,7 +56,7 @@ def wave(x: FloatArray) -> FloatArray:
 
 def test_the_gp_learns_a_smooth_function_and_doubts_what_is_far() -> None:
     x = np.array([*np.linspace(0, 1, 12), 0.3, 0.77, 3.0])
-    mean, std = GaussianProcessPredictor(x[:, None], seed=0).predict(Measured(dict(enumerate(wave(x[:12]))), {}), [12, 13, 14])
+    mean, std = GaussianProcessPredictor(x[:, None], classes=0, seed=0).predict(Measured(dict(enumerate(wave(x[:12]))), {}), [12, 13, 14])
     assert np.allclose(mean[:2], wave(x[12:14]), atol=0.05)
     assert std[2] > 3 * std[:2].max()
 
@@ -64,7 +64,7 @@ def test_the_gp_learns_a_smooth_function_and_doubts_what_is_far() -> None:
 @pytest.mark.parametrize("scored", [1, 2, 5])
 def test_the_gp_takes_one_score_and_equal_scores(scored: int) -> None:
     features = np.linspace(0, 1, 14).reshape(7, 2)
-    mean, std = GaussianProcessPredictor(features, seed=0).predict(Measured(dict.fromkeys(range(scored), 0.8), {}), [5, 6])
+    mean, std = GaussianProcessPredictor(features, classes=0, seed=0).predict(Measured(dict.fromkeys(range(scored), 0.8), {}), [5, 6])
     assert np.allclose(mean, 0.8)
     assert np.isfinite(std).all()
     assert (std > 0).all()
@@ -72,14 +72,14 @@ def test_the_gp_takes_one_score_and_equal_scores(scored: int) -> None:
 
 @pytest.mark.parametrize("kind", [GaussianProcessPredictor, ConstantPredictor])
 def test_before_anything_was_measured_every_path_is_as_unknown_as_any(kind: type[Predictor]) -> None:
-    mean, std = kind(np.eye(3), 0).predict(NOTHING, [0, 2])
+    mean, std = kind(np.eye(3), 0, 0).predict(NOTHING, [0, 2])
     assert mean.tolist() == [UNKNOWN_Z] * 2
     assert std.tolist() == [UNKNOWN_STD] * 2
 
 
 def test_until_something_was_trained_a_scored_path_is_forecast_as_its_score_says() -> None:
     forecasts = {0: 1.0, 1: 2.0, 2: 0.5, 4: 1.2}
-    mean, std = GaussianProcessPredictor(np.linspace(0, 1, 6)[:, None], seed=0).predict(Measured(forecasts, {}), [2, 1, 3])
+    mean, std = GaussianProcessPredictor(np.linspace(0, 1, 6)[:, None], classes=0, seed=0).predict(Measured(forecasts, {}), [2, 1, 3])
     assert mean[:2].tolist() == [0.5, 2.0]
     assert std[:2].tolist() == [0.0, 0.0]
     assert std[2] > 0
@@ -89,7 +89,7 @@ def test_scores_tell_the_gp_of_paths_that_were_never_trained() -> None:
     # Scored everywhere, trained (0.3 more was lost) only on the left: the right is forecast by its scores, and that much more.
     x = np.linspace(0, 1, 11)
     forecasts = {i: float(z) for i, z in enumerate(1.0 + x)}
-    model = GaussianProcessPredictor(x[:, None], seed=0)
+    model = GaussianProcessPredictor(x[:, None], classes=0, seed=0)
     mean, _ = model.predict(Measured(forecasts, {i: forecasts[i] + 0.3 for i in range(5)}), [9])
     assert mean[0] == pytest.approx(forecasts[9] + 0.3, abs=0.08)
 
@@ -97,7 +97,7 @@ def test_scores_tell_the_gp_of_paths_that_were_never_trained() -> None:
 def test_a_trained_path_is_what_it_turned_out_to_be_and_leaves_less_doubt_than_the_others() -> None:
     x = np.linspace(0, 1, 11)
     forecasts = {i: 1.0 + 0.1 * (i % 3) for i in range(11)}
-    model = GaussianProcessPredictor(x[:, None], seed=0)
+    model = GaussianProcessPredictor(x[:, None], classes=0, seed=0)
     mean, std = model.predict(Measured(forecasts, {5: 0.4}), [5, 10])
     assert mean[0] == pytest.approx(0.4, abs=0.25)
     assert std[0] < std[1]
@@ -106,7 +106,7 @@ def test_a_trained_path_is_what_it_turned_out_to_be_and_leaves_less_doubt_than_t
 def test_a_training_that_was_stopped_moves_forecasts_less_than_one_that_ended() -> None:
     x = np.linspace(0, 1, 9)
     forecasts = dict.fromkeys(range(9), 1.0) | {0: 1.1}
-    model = GaussianProcessPredictor(x[:, None], seed=0)
+    model = GaussianProcessPredictor(x[:, None], classes=0, seed=0)
     before, ended, stopped = (
         model.predict(measured, [4])
         for measured in (Measured(forecasts, {}), Measured(forecasts, {4: 2.0}), Measured(forecasts, {}, {4: (2.0, 0.4)}))
@@ -120,7 +120,7 @@ def test_what_was_asked_before_does_not_change_a_prediction() -> None:
     rng = np.random.default_rng(0)
     features = rng.uniform(size=(30, 4))
     forecasts = {i: float(1.0 + features[i] @ [1.0, -0.5, 0.2, 0.0] + 0.05 * rng.normal()) for i in range(12)}
-    asked, fresh = (GaussianProcessPredictor(features, seed=0) for _ in range(2))
+    asked, fresh = (GaussianProcessPredictor(features, classes=0, seed=0) for _ in range(2))
     asked.predict(Measured({i: forecasts[i] for i in range(10)}, {}), [20])
     for found, expected in zip(*(model.predict(Measured(forecasts, {}), [20, 25]) for model in (asked, fresh)), strict=True):
         assert found.tolist() == expected.tolist()
@@ -128,6 +128,6 @@ def test_what_was_asked_before_does_not_change_a_prediction() -> None:
 
 def test_the_constant_predictor_forecasts_the_average_of_what_was_trained_everywhere() -> None:
     finals = {0: 0.5, 1: 0.6, 4: 0.7}
-    mean, std = ConstantPredictor(np.zeros((5, 1)), seed=0).predict(Measured({2: 3.0}, finals), [2, 3])
+    mean, std = ConstantPredictor(np.zeros((5, 1)), classes=0, seed=0).predict(Measured({2: 3.0}, finals), [2, 3])
     assert np.allclose(mean, 0.6)
     assert np.allclose(std, np.std([0.5, 0.6, 0.7]))

@@ -49,7 +49,7 @@ def restart(table: Table, setting: Setting, name: str, number: int) -> dict[str,
     rungs = name == "code_ray"
 
     def make(stopping: Stopping) -> Sampler:
-        return SAMPLERS[name](table.faster(setting), objective, stopping, hosts, seed=number)
+        return SAMPLERS[name](table.faster(setting), objective, stopping, hosts, seed=number, sides=table.sides)
 
     cost_of_all = sum(1 for _ in table.faster(setting))
     reached = 0.0 if nothing >= SHARE * best else float("nan")

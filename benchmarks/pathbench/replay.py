@@ -51,6 +51,7 @@ class Table:
     scores: Mapping[InferencePath, Score]
     rows: Mapping[InferencePath, list[Record]]
     host_blocks: int
+    sides: Mapping[str, tuple[int, ...]]
 
     @property
     def full_training_seconds(self) -> float:
@@ -122,6 +123,7 @@ def load_table(name: str, tables: Path) -> Table:
         scores,
         {path: rows[path] for path in known},
         services[pair.host].num_blocks,
+        {name: service.sides for name, service in services.items()},
     )
 
 

@@ -10,6 +10,7 @@ import optuna
 from ray.tune.search.optuna import OptunaSearch
 
 from code_ray.objective import Objective
+from code_ray.path_space import Sides
 from code_ray.sampler import Proposal, Sampler, Stopping
 from code_ray.scoring import Score
 from code_ray.space import Candidate, feature_matrix
@@ -27,10 +28,11 @@ class OptunaSampler(Sampler):
         *,
         kind: Literal["tpe", "gp"],
         seed: int,
+        sides: Sides | None = None,
     ) -> None:
         super().__init__(candidates, objective, stopping)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        features = feature_matrix([c.path for c in self.candidates], hosts)
+        features = feature_matrix([c.path for c in self.candidates], hosts, sides)
         moving = features[:, features.std(axis=0) > 0]
         self._points = (moving - moving.min(axis=0)) / np.ptp(moving, axis=0)
         names = [f"x{i}" for i in range(self._points.shape[1])]
