@@ -23,11 +23,9 @@ KEPT, KEPT_OF_MUCH, MUCH = 0.75, 0.25, float(np.log1p(15.0))
 """Share of the z of least-squares links that training leaves of paths that end in the local head, and of what exceeds ``MUCH``:
 links that lose half of all images do not end five times worse than those that lose a tenth."""
 
-RUNG_GAIN, RUNG_STD = 0.3, 0.2
-"""Share of z that the whole of a training takes away from what it has after a few steps; how far off forecasts at a rung are."""
-
-RUNG_POINTS = 0.5
-"""Standard deviation of a loss measured on the few images of a rung, in points."""
+RUNG_GAIN, RUNG_STD = 0.3, 0.4
+"""Share of z that the whole of a training takes away from what it has after a few steps; how far off forecasts at a rung are
+(a loss measured on a thousand images is half a point off)."""
 
 UNKNOWN_Z, UNKNOWN_STD = float(np.log1p(3.0)), 0.9
 """What is thought of a path before anything was measured."""
@@ -62,5 +60,4 @@ def after_score(score: Score, ends_in_head: bool) -> float:
 def after_rung(loss_points: float, share: float) -> tuple[float, float]:
     """z, and its standard deviation, that a path may end with which loses ``loss_points`` when ``share`` of its training is done."""
     z = float(to_z(loss_points))
-    end = z * (1 - RUNG_GAIN * (1 - share))
-    return end, math.hypot(RUNG_STD * math.sqrt(1 - share), RUNG_POINTS / math.exp(max(end, 0.0)))
+    return z * (1 - RUNG_GAIN * (1 - share)), RUNG_STD * math.sqrt(1 - share) + 0.05

@@ -75,7 +75,7 @@ class GaussianProcessPredictor(Predictor):
         trained = [*measured.finals, *measured.partial]
         prior, prior_std = self._from_scores(measured.forecasts, [*trained, *indices])
         if not trained:
-            return prior, np.hypot(prior_std, _ERROR_STD)
+            return prior, np.hypot(prior_std, ERROR_STD)
         n = len(trained)
         results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
         noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
@@ -93,7 +93,7 @@ class GaussianProcessPredictor(Predictor):
         return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
 
     def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
-        error = _ERROR_STD
+        error = ERROR_STD
         if len(measured.forecasts) < 2:
             mean = float(np.mean([*measured.forecasts.values()] or [UNKNOWN_Z]))
             return lambda features: np.full(len(features), mean), math.hypot(UNKNOWN_STD, error)
@@ -146,7 +146,7 @@ _OF_CLASS, _OF_NEIGHBOURS, _OF_ITS_OWN = 0.25, 0.16, 0.15
 """Variances of how far z after training is off what a path's score says: for all paths of a class together (between pairs of
 services it differs by 1), for paths that are alike, and for each by itself."""
 
-_ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
+ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
 
 
 def _errors_kernel(classes: int, others: int) -> Kernel:
