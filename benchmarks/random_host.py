@@ -70,7 +70,7 @@ def with_random_hosts(config: SearchConfig, out: Path) -> SearchConfig:
         folder = out / control.name
         if not folder.exists():
             control.save(folder)
-        hosts[str(folder)] = host
+        hosts[str(folder.resolve())] = host
     return SearchConfig.model_validate(config.model_dump() | {"hosts": hosts, "controls": False})
 
 

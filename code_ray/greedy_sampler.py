@@ -58,10 +58,9 @@ class GreedySampler(Sampler):
         self._predictor: Predictor | None = None
         super().__init__(candidates, objective, stopping)
         self._seed = seed
-        features = self._features()
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(features, class_columns(hosts), seed)
+            self._predictor = kind(self._features(), class_columns(hosts), seed)
         self._screen = screen if predictor == "gp" else 0
         self._wide = wide
         self._looked_after = 0  # so much was measured when candidates were last chosen
@@ -75,7 +74,7 @@ class GreedySampler(Sampler):
         self._design: list[list[InferencePath]] = []
         if self._screen:
             seconds = np.maximum(*objective.pair_seconds(self.candidates))
-            batches = scoring_design(self._groups, features, seconds, list(hosts), self._screen, np.random.default_rng(seed))
+            batches = scoring_design(self._groups, self._features(), seconds, list(hosts), self._screen, np.random.default_rng(seed))
             self._design = [[self.candidates[i].path for i in batch] for batch in batches]
 
     def ask(self) -> tuple[Proposal, ...]:
@@ -200,10 +199,8 @@ class GreedySampler(Sampler):
         n = len(open_indices)
         # What is in flight counts as if it came out as predicted, so that the next trial asks something else.
         flying = self._accuracies(mean[n:])
-        known = {
-            **self.known,
-            **{self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)},
-        }
+        coming = {self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)}
+        known = {**self.known, **coming}
         gains = dict(zip(open_indices, self._gains(open_indices, mean[:n], std[:n], known).tolist(), strict=True))
         scorable = {index: gains[index] for group in self._groups.values() for index in self._unscored(group) if index in gains}
         being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}

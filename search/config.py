@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from code_ray.errors import ConfigError
 from code_ray.path import Kind
 from code_ray.recipe import Recipe
+from code_ray.zoo import ZOO
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
@@ -120,10 +121,24 @@ def read_config(file: Path) -> SearchConfig:
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds {type(content).__name__}, not settings by name; see search/configs/ for examples")
     try:
-        return SearchConfig.model_validate(content)
+        return SearchConfig.model_validate(_with_whole_folders(content))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (given: {_short(e['input'])})" for e in error.errors())
         raise ConfigError(f"{file}: {problems}; see search/configs/ for examples") from error
+
+
+def _with_whole_folders(content: dict[str, Any]) -> dict[str, Any]:
+    """Service folders as absolute paths: workers run elsewhere."""
+
+    def whole(name: Any) -> Any:
+        return str(Path(name).resolve()) if isinstance(name, str) and name not in ZOO and Path(name).is_dir() else name
+
+    named = {
+        key: {whole(name): entry for name, entry in content[key].items()}
+        for key in ("hosts", "providers")
+        if isinstance(content.get(key), dict)
+    }
+    return content | named | ({"local": whole(content["local"])} if "local" in content else {})
 
 
 def _short(value: object) -> str:

@@ -125,6 +125,17 @@ def test_a_service_folder_with_other_weights_is_refused_by_name(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_service_folders_are_named_by_whole_paths_because_workers_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+    Path("search.yaml").write_text(yaml.safe_dump({"local": "mine", "data": "digits", "hosts": {"theirs": {}, "alexnet-fashion": {}}}))
+    config = read_config(Path("search.yaml"))
+    assert config.local == str(tmp_path / "mine")
+    assert set(config.hosts) == {str(tmp_path / "theirs"), "alexnet-fashion"}
+    assert config.placement[str(tmp_path / "theirs")] == "theirs"
+
+
 def test_the_run_directory_of_another_configuration_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "search.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(LONELY))

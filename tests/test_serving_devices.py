@@ -117,7 +117,11 @@ def test_auto_takes_a_gpu_where_one_is_reserved_and_there(options: ProviderOptio
 
 
 @pytest.mark.skipif(not CUDA, reason="torch sees no CUDA device on this machine")
-def test_a_provider_on_cuda_computes_what_one_on_the_cpu_computes(served_run: Run, digits: DataSet) -> None:
+def test_a_provider_on_cuda_computes_what_one_on_the_cpu_computes(
+    served_run: Run, digits: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else convolutions of float32 are computed in TF32, which is 1e-3 off.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     run, plan = open_plan(served_run.root)
     images = digits.test.images[: 2 * BATCH]
     outputs = []
@@ -128,4 +132,4 @@ def test_a_provider_on_cuda_computes_what_one_on_the_cpu_computes(served_run: Ru
     on_cuda, on_cpu = outputs
     assert isinstance(on_cuda, np.ndarray)
     assert isinstance(on_cpu, np.ndarray)
-    assert relative_difference(on_cuda, on_cpu) <= 1e-3
+    assert relative_difference(on_cuda, on_cpu) <= 1e-4
