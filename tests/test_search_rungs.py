@@ -23,19 +23,20 @@ from search.problem import Problem, load_inputs, prepare
 from search.searcher import CampaignSearcher
 
 RUNGED: dict[str, Any] = PAIR | {
-    "vectors": [[1, 2, 3, 5], [1, 2, 4, 5], [1, 3, 4, 5], [1, 1, 2, 5], [1, 5], [2, 5]],
+    "vectors": [[1, 2, 3, 5], [1, 2, 4, 5], [1, 3, 4, 5], [1, 1, 2, 5], [1, 5], [2, 5], [0, 1, 2, 5], [1, 1, 1, 4]],
     # With more loss allowed the fastest path alone would be the plan, and nothing could add to it.
     "loss_points": 0.5,
-    "screen": 6,
+    "screen": 8,
     "rungs": [4, 9],
+    "reduction": 4,
     # Nothing but its budget ends this search.
-    "stopping": {"max_trainings": 4, "c_stop": 5, "epsilon": 0},
+    "stopping": {"max_trainings": 5, "c_stop": 6, "epsilon": 0},
     "test_samples": 100,
     # One trial at a time: then each decision depends on nothing but what the journal held before it.
     "concurrency": 1,
     "recipe": {"samples": 300, "fit_samples": 200, "screen_samples": 200, "steps": 10, "joint_steps": 2},
 }
-"""Four crosses and two skips, all cheap to train."""
+"""Six crosses and two skips, all cheap to train."""
 
 Record = dict[str, Any]
 
