@@ -9,7 +9,6 @@ compared on test images, image by image.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,27 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib import pyplot as plt
 
 from code_ray.artifact import RunDirectory
 from code_ray.controls import random_host
 from code_ray.data import load_data
-from code_ray.links import Link
-from code_ray.path import InferencePath
-from code_ray.plan import PlannedPath, load_leg_links, path_id
-from code_ray.runner import walk
-from code_ray.throughput import least_loss_mixture
-from code_ray.training import Trainer
+from code_ray.throughput import FloatArray
 from code_ray.zoo import get_service
-from search.campaign import PLANNED, Campaign
+from search.campaign import Campaign
 from search.config import SearchConfig, read_config
 from search.launch import run_search
 from search.problem import load_inputs, prepare
+from search.results import Arm, Hits, arm_at, lost_points, mean_and_half_interval, measure_test, plan_of
 from search.trial import CALIBRATION_IMAGES
 
 SPEEDUPS = (1.2, 1.4, 1.6, 1.8, 2.0)
 
-Losses = npt.NDArray[np.float64]
+COLUMNS = ["speedup", "trained_loss_points", "trained_borrowed", "random_loss_points", "random_borrowed", "margin_points"]
+COLUMNS += ["half_interval_95_points"]
+
+Side = tuple[dict[float, Arm | None], Hits]
 
 
 def main() -> None:
@@ -53,9 +50,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     trained = read_config(options.config)
     sides = {"trained": trained, "random": with_random_hosts(trained, options.out)}
-    lost = {name: side_losses(config, options.out / name) for name, config in sides.items()}
-    rows = [compared(speedup, lost["trained"][speedup], lost["random"][speedup]) for speedup in SPEEDUPS]
-    table = pd.DataFrame(rows)
+    found = {name: best_arms(config, options.out / name) for name, config in sides.items()}
+    table = pd.DataFrame([compared(speedup, found) for speedup in SPEEDUPS]).reindex(columns=COLUMNS)
     table.to_csv(options.out / "random_host.csv", index=False, float_format="%.4g")
     draw(table, options.out / "random_host.png")
     print(table.round(2).to_string(index=False))
@@ -74,68 +70,41 @@ def with_random_hosts(config: SearchConfig, out: Path) -> SearchConfig:
     return SearchConfig.model_validate(config.model_dump() | {"hosts": hosts, "controls": False})
 
 
-def side_losses(config: SearchConfig, out: Path) -> dict[float, Losses | None]:
-    """What each test image loses (points: 100 where the original is right and the answer is wrong) at each speed-up; None out of reach."""
+def best_arms(config: SearchConfig, out: Path) -> Side:
+    """Search; the arm that loses least at each speed-up, None where that is out of reach, and which test images its paths get right."""
     run_search(config, out, _say)
     campaign = Campaign(prepare(config, load_inputs(config), RunDirectory(out), _say), train=False)
-    problem, known = campaign.problem, campaign.accuracies
-    objective = problem.plan_objective
-    paths = [objective.original.path, *known]
-    costs = [objective.original.cost, *(cost for cost, _ in known.values())]
-    accuracies = [problem.accuracy_original, *(accuracy for _, accuracy in known.values())]
-    trainer = Trainer(problem.services, config.local, problem.data, config.placement, problem.profile.mode_of, config.recipe)
-    test = problem.data.test.head(config.test_samples)
-    hits: dict[InferencePath, Losses] = {}
-
-    def right(path: InferencePath) -> Losses:
-        if path not in hits:
-            hits[path] = (trainer.predictions(path, links_of(campaign, path), test) == test.labels).astype(np.float64)
-        return hits[path]
-
-    found: dict[float, Losses | None] = {}
-    for speedup in SPEEDUPS:
-        rate = speedup / objective.original_seconds
-        mixture = least_loss_mixture(costs, accuracies, problem.accuracy_original, objective.limits, rate)
-        found[speedup] = None
-        if mixture is not None:
-            shares = {path: r / mixture.throughput for path, r in zip(paths, mixture.rates, strict=True) if r > 0}
-            _say(f"{out.name} at {speedup:g}: " + ", ".join(f"{100 * share:.0f} % {path}" for path, share in shares.items()))
-            found[speedup] = 100 * np.sum([share * (right(paths[0]) - right(path)) for path, share in shares.items()], axis=0)
-    return found
+    arms = {speedup: arm_at(campaign.problem, campaign.accuracies, speedup) for speedup in SPEEDUPS}
+    used = [path for arm in arms.values() if arm is not None for path in arm.shares]
+    return arms, measure_test(campaign.problem, plan_of(campaign.problem, campaign, used))
 
 
-def links_of(campaign: Campaign, path: InferencePath) -> dict[str, Link]:
-    """The links that the search trained for ``path``."""
-    problem = campaign.problem
-    if not path.link_slots:
-        return {}
-    record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == "trained")
-    planned = PlannedPath(
-        path=str(path), id=path_id(path, problem.services), accuracy=record["accuracy"], link_hashes=record["link_hashes"]
-    )
-    links: dict[str, Link] = {}
-    for leg in walk(path, problem.config.placement):
-        links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-    return links
-
-
-def compared(speedup: float, trained: Losses | None, random: Losses | None) -> dict[str, Any]:
-    """Mean losses of both sides, and of what the random side loses more, with half of its 95 % interval, paired by image."""
+def compared(speedup: float, sides: dict[str, Side]) -> dict[str, Any]:
+    """Mean loss of every side on test images, the share of the images that it sends through a host, and what the random side loses
+    more, with half of its 95 % interval, paired by image.
+    """
     row: dict[str, Any] = {"speedup": speedup}
-    for name, losses in (("trained", trained), ("random", random)):
-        row[f"{name}_loss_points"] = float("nan") if losses is None else float(losses.mean())
-    if trained is not None and random is not None:
-        more = random - trained
-        row |= {"margin_points": float(more.mean()), "half_interval_95_points": float(1.96 * more.std(ddof=1) / math.sqrt(len(more)))}
+    lost: dict[str, FloatArray] = {}
+    for name, (arms, hits) in sides.items():
+        if (arm := arms[speedup]) is not None:
+            lost[name] = lost_points(arm, hits)
+            row[f"{name}_loss_points"] = float(lost[name].mean())
+            row[f"{name}_borrowed"] = sum(share for path, share in arm.shares.items() if path.hosts)
+    if len(lost) == len(sides):
+        row["margin_points"], row["half_interval_95_points"] = mean_and_half_interval(lost["random"] - lost["trained"])
     return row
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:
-    """Loss by speed-up for both sides."""
+    """Loss by speed-up for both sides; the bars are the 95 % interval of what lies between them, a ring a plan that borrows nothing."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    bars = {"trained": None, "random": table.half_interval_95_points}
     for name, colour in (("trained", "#0b6e4f"), ("random", "#b45309")):
-        axes.plot(table.speedup, table[f"{name}_loss_points"], "o-", color=colour, label=f"{name} host")
+        axes.errorbar(table.speedup, table[f"{name}_loss_points"], bars[name], color=colour, capsize=4, label=f"{name} host")
+        filled = np.where(table[f"{name}_borrowed"] > 0, colour, "white")
+        axes.scatter(table.speedup, table[f"{name}_loss_points"], color=filled, edgecolor=colour, zorder=3)
     axes.set(xlabel="speed-up over the original", ylabel="average-accuracy loss on test images, points")
+    axes.set_title("bars: 95 % interval of the difference; rings: a plan that borrows nothing", fontsize=9)
     axes.legend()
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -60,7 +60,7 @@ class GreedySampler(Sampler):
         self._seed = seed
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(self._features(), class_columns(hosts), seed)
+            self._predictor = kind(self._features, class_columns(hosts), seed)
         self._screen = screen if predictor == "gp" else 0
         self._wide = wide
         self._looked_after = 0  # so much was measured when candidates were last chosen
@@ -74,7 +74,7 @@ class GreedySampler(Sampler):
         self._design: list[list[InferencePath]] = []
         if self._screen:
             seconds = np.maximum(*objective.pair_seconds(self.candidates))
-            batches = scoring_design(self._groups, self._features(), seconds, list(hosts), self._screen, np.random.default_rng(seed))
+            batches = scoring_design(self._groups, self._features, seconds, list(hosts), self._screen, np.random.default_rng(seed))
             self._design = [[self.candidates[i].path for i in batch] for batch in batches]
 
     def ask(self) -> tuple[Proposal, ...]:
@@ -172,11 +172,9 @@ class GreedySampler(Sampler):
     def _consider(self, candidates: Sequence[Candidate]) -> None:
         super()._consider(candidates)
         self._groups = groups_of(self.candidates)
+        self._features = feature_matrix([candidate.path for candidate in self.candidates], self._hosts, self._sides)
         if self._predictor is not None:
-            self._predictor.look_at(self._features())
-
-    def _features(self) -> FloatArray:
-        return feature_matrix([candidate.path for candidate in self.candidates], self._hosts, self._sides)
+            self._predictor.look_at(self._features)
 
     def _look_again(self) -> None:
         """Choose the candidates from a wide space by what is known now."""

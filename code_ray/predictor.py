@@ -73,13 +73,13 @@ class GaussianProcessPredictor(Predictor):
 
     def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
         trained = [*measured.finals, *measured.partial]
-        prior, prior_std = self._from_scores(measured.forecasts, [*trained, *indices])
+        rows = [*trained, *indices]
+        prior, prior_std = self._from_scores(measured.forecasts, rows)
         if not trained:
             return prior, np.hypot(prior_std, ERROR_STD)
         n = len(trained)
         results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
         noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
-        rows = [*trained, *indices]
         where = np.column_stack([self._scaled[rows] / np.sqrt(self._scaled.shape[1]), prior])
         points = np.column_stack([self.features[rows, : self.classes], where])
         model = GaussianProcessRegressor(
@@ -93,10 +93,9 @@ class GaussianProcessPredictor(Predictor):
         return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
 
     def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
-        error = ERROR_STD
         if len(measured.forecasts) < 2:
             mean = float(np.mean([*measured.forecasts.values()] or [UNKNOWN_Z]))
-            return lambda features: np.full(len(features), mean), math.hypot(UNKNOWN_STD, error)
+            return lambda features: np.full(len(features), mean), math.hypot(UNKNOWN_STD, ERROR_STD)
         values = np.array([*measured.forecasts.values()])
         points = self._scaled[list(measured.forecasts)]
         model = GaussianProcessRegressor(self._fitted_kernel(points, values), normalize_y=True, optimizer=None)
@@ -104,7 +103,7 @@ class GaussianProcessPredictor(Predictor):
         smooth = QuickMean(model, model.kernel_.k1)
         deviation = float(values.std()) * math.sqrt(float(model.kernel_.diag(points[:1])[0]))
         offset = self._mean_error(measured)
-        return lambda features: smooth(features / self._scale) + offset, math.hypot(deviation, error)
+        return lambda features: smooth(features / self._scale) + offset, math.hypot(deviation, ERROR_STD)
 
     def _mean_error(self, measured: Measured) -> float:
         """By how much trained paths are off what their scores said, on average."""

@@ -211,19 +211,19 @@ class Campaign:
 
 
 def _make_sampler(problem: Problem) -> Sampler:
-    config, hosts = problem.config, problem.host_blocks
+    config, space = problem.config, problem.space
     stopping = Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon)
     if config.sampler == "printed":
-        return PrintedSampler(problem.candidates, problem.objective, stopping, hosts, seed=config.seed, sides=problem.sides)
+        return PrintedSampler(problem.candidates, problem.objective, stopping, space.hosts, seed=config.seed, sides=space.sides)
     return GreedySampler(
         problem.candidates,
         problem.objective,
         stopping,
-        hosts,
+        space.hosts,
         predictor=config.sampler,
         screen=config.screen,
         reduction=config.reduction,
         seed=config.seed,
         wide=problem.wide,
-        sides=problem.sides,
+        sides=space.sides,
     )

@@ -56,6 +56,7 @@ class Problem:
     run: RunDirectory
     services: Mapping[str, Service]
     data: DataSet
+    space: PathSpace
     profile: Profile
     accuracy_original: float
     paths_enumerated: int
@@ -63,14 +64,6 @@ class Problem:
     candidates: tuple[Candidate, ...]
     objective: Objective
     wide: WideSpace | None = None
-
-    @property
-    def host_blocks(self) -> dict[str, int]:
-        return {name: self.services[name].num_blocks for name in self.config.hosts}
-
-    @property
-    def sides(self) -> dict[str, tuple[int, ...]]:
-        return {name: service.sides for name, service in self.services.items()}
 
     @property
     def plan_objective(self) -> PlanObjective:
@@ -111,7 +104,7 @@ def load_inputs(config: SearchConfig) -> Inputs:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
     for service in services.values():
         service.verify()
-    space = _space(config, local, {name: services[name] for name in config.hosts})
+    space = _space(config, services)
     inputs = Inputs(services, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
     if inputs.is_wide(config) and config.sampler in ("random", "printed"):
         raise ConfigError(
@@ -158,6 +151,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
         run,
         services,
         data,
+        space,
         profile,
         accuracy_original,
         enumerated,
@@ -168,12 +162,13 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     )
 
 
-def _space(config: SearchConfig, local: Service, hosts: Mapping[str, Service]) -> PathSpace:
+def _space(config: SearchConfig, services: Mapping[str, Service]) -> PathSpace:
+    local = services[config.local]
     if config.min_lout > local.num_blocks - 1:
         raise ConfigError(f"min_lout {config.min_lout} leaves no path of {config.local!r}, which has {local.num_blocks} blocks; lower it")
-    blocks = {name: host.num_blocks for name, host in hosts.items()}
-    sides = {name: service.sides for name, service in {config.local: local, **hosts}.items()}
-    return PathSpace(config.local, local.num_blocks, blocks, config.kinds, config.min_lout, config.ranks, sides)
+    hosts = {name: services[name].num_blocks for name in config.hosts}
+    sides = {name: service.sides for name, service in services.items()}
+    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks, sides)
 
 
 def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id
 from code_ray.runner import walk
-from code_ray.throughput import Mixture, least_loss_mixture, pair_throughput
+from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
 from search.campaign import PLANNED, Campaign
 from search.problem import Problem
@@ -98,19 +99,29 @@ def replica_summary(problem: Problem) -> dict[str, Any]:
     return {"throughput_ratio": 1 + sum(host.kappa for host in problem.config.hosts.values()), "average_accuracy_loss_points": 0.0}
 
 
-def fixed_speedups(problem: Problem, known: Known) -> dict[str, dict[str, float] | None]:
-    """Least average-accuracy loss at fixed speed-ups, with the host share it needs; None where out of reach."""
+def arm_at(problem: Problem, known: Known, speedup: float) -> Arm | None:
+    """The mixture of the original and ``known`` that loses least at ``speedup`` times the original; None where it is out of reach."""
     objective = problem.plan_objective
     costs = [objective.original.cost, *(cost for cost, _ in known.values())]
     accuracies = [problem.accuracy_original, *(accuracy for _, accuracy in known.values())]
+    mixture = least_loss_mixture(costs, accuracies, problem.accuracy_original, objective.limits, speedup / objective.original_seconds)
+    if mixture is None:
+        return None
+    loss = mixture.average_loss_points(accuracies, problem.accuracy_original)
+    return Arm((objective.original.path, *known), mixture, speedup, loss)
+
+
+def fixed_speedups(problem: Problem, known: Known) -> dict[str, dict[str, float] | None]:
+    """Least average-accuracy loss at fixed speed-ups, with the host share it needs; None where out of reach."""
+    costs = [problem.plan_objective.original.cost, *(cost for cost, _ in known.values())]
     table: dict[str, dict[str, float] | None] = {}
     for speedup in SPEEDUPS:
-        mixture = least_loss_mixture(costs, accuracies, problem.accuracy_original, objective.limits, speedup / objective.original_seconds)
+        arm = arm_at(problem, known, speedup)
         table[str(speedup)] = None
-        if mixture is not None:
+        if arm is not None:
             table[str(speedup)] = {
-                "average_accuracy_loss_points": mixture.average_loss_points(accuracies, problem.accuracy_original),
-                "host_share": _host_share(problem, mixture, costs),
+                "average_accuracy_loss_points": arm.loss_points,
+                "host_share": _host_share(problem, arm.mixture, costs),
             }
     return table
 
@@ -140,11 +151,15 @@ def deployed(problem: Problem, campaign: Campaign) -> Arm:
 
 def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
     """The plan of the paths that ``arm`` and the best host-free arm use, so that operators can compare them live."""
-    known = campaign.accuracies
-    host_free = all_arms(problem, known)["host_free"]
-    used = [p for a in (arm, host_free) for p, rate in zip(a.paths[1:], a.mixture.rates[1:], strict=True) if rate > 0]
-    planned = [PlannedPath(path=str(arm.paths[0]), id="original", accuracy=problem.accuracy_original, link_hashes={})]
-    for path in dict.fromkeys(used):
+    host_free = all_arms(problem, campaign.accuracies)["host_free"]
+    return plan_of(problem, campaign, [path for used in (arm, host_free) for path in used.shares])
+
+
+def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]) -> Plan:
+    """A plan of the original and ``paths`` that were trained."""
+    known, original = campaign.accuracies, problem.plan_objective.original.path
+    planned = [PlannedPath(path=str(original), id="original", accuracy=problem.accuracy_original, link_hashes={})]
+    for path in dict.fromkeys(path for path in paths if path != original):
         record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == "trained")
         planned.append(
             PlannedPath(path=str(path), id=path_id(path, problem.services), accuracy=known[path][1], link_hashes=record["link_hashes"])
@@ -161,7 +176,11 @@ def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
     )
 
 
-def measure_test(problem: Problem, plan: Plan) -> dict[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+Hits = Mapping[InferencePath, npt.NDArray[np.bool_]]
+"""Which test images a path gets right."""
+
+
+def measure_test(problem: Problem, plan: Plan) -> Hits:
     """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
     trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
     hits, test = {}, problem.data.test.head(problem.config.test_samples)
@@ -174,9 +193,17 @@ def measure_test(problem: Problem, plan: Plan) -> dict[InferencePath, np.ndarray
     return hits
 
 
-def test_loss(arm: Arm, hits: Mapping[InferencePath, np.ndarray[tuple[int], np.dtype[np.bool_]]]) -> tuple[float, float]:
-    """Average-accuracy loss of an arm on test data in points, with half of its paired 95 % interval."""
+def lost_points(arm: Arm, hits: Hits) -> FloatArray:
+    """What an arm loses on each test image against the original, in points: 100 where the original is right and the answer is not."""
     original = hits[arm.paths[0]].astype(np.float64)
-    lost = 100 * sum(share * (original - hits[path]) for path, share in arm.shares.items())
-    lost = np.asarray(lost)
-    return float(lost.mean()), float(1.96 * lost.std(ddof=1) / math.sqrt(len(lost)))
+    return np.asarray(100 * sum(share * (original - hits[path]) for path, share in arm.shares.items()))
+
+
+def mean_and_half_interval(values: FloatArray) -> tuple[float, float]:
+    """The mean of a value an image, and half of its 95 % interval."""
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def test_loss(arm: Arm, hits: Hits) -> tuple[float, float]:
+    """Average-accuracy loss of an arm on test data in points, with half of its paired 95 % interval."""
+    return mean_and_half_interval(lost_points(arm, hits))

@@ -29,11 +29,11 @@ from code_ray.profiling import Profile, measure_profile
 class Workers:
     """How many rows are measured at a time, each on a core of its own, and the GPUs that the workers share."""
 
-    count: int = 2
-    gpus: int = 0
+    count: int
+    gpus: int
 
 
-def build(pair: Pair, out: Path, tables: Path, say: Callable[[str], None], minutes: float, workers: Workers = Workers()) -> None:
+def build(pair: Pair, out: Path, tables: Path, say: Callable[[str], None], minutes: float, workers: Workers) -> None:
     """Measure what is missing, at most ``minutes`` long, and write the tables. Times of blocks and links are those of a core."""
     out.mkdir(parents=True, exist_ok=True)
     services = services_of(pair)

@@ -132,7 +132,7 @@ class RowTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        records = _worker(self._settings["pair"], self._settings["profile"], self._settings["device"]).run(self._job)
+        records = _worker(**self._settings).run(self._job)
         return {"done_": 1, "records": json.dumps(records), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
