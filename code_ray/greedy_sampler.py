@@ -199,31 +199,27 @@ class GreedySampler(Sampler):
         flying = self._accuracies(mean[n:])
         coming = {self.candidates[i].path: (self.candidates[i].cost, float(a)) for i, a in zip(in_flight, flying, strict=True)}
         known = {**self.known, **coming}
-        gains = dict(zip(open_indices, self._gains(open_indices, mean[:n], std[:n], known).tolist(), strict=True))
-        scorable = {index: gains[index] for group in self._groups.values() for index in self._unscored(group) if index in gains}
+        gains = self._gains(open_indices, mean[:n], std[:n], known)
         being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
-        ready = {index: gain for index, gain in gains.items() if index not in scorable and index not in being_scored}
-        least, best = max(0.0, self.stopping.epsilon), max(ready.values(), default=0.0)
-        if scorable and max(scorable.values()) > max(best, least):
-            return self._propose(self._score_batch(scorable), "fit")
-        if best > least:
-            return self._propose([max(ready, key=lambda index: ready[index])], "trained")
-        if self._pending:
-            return ()
-        if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
-            self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
-            return ()
-        # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
-        hopes = self._accuracies(mean[:n] - std[:n])
-        values = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
-        return self._propose([open_indices[int(values.argmax())]], "trained")
-
-    def _score_batch(self, gains: Mapping[int, float]) -> list[int]:
-        """The path with the largest gain, and those of its group that come near."""
-        best = max(gains, key=lambda index: gains[index])
-        group = next(group for group in self._groups.values() if best in group)
-        worth = sorted((index for index in group if gains.get(index, 0.0) >= WORTH_SCORING * gains[best]), key=lambda i: -gains[i])
-        return worth[: min(BATCH, self._scores_left)]
+        ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if i not in being_scored}
+        if max(ready.values(), default=0.0) <= max(0.0, self.stopping.epsilon):
+            if self._pending:
+                return ()
+            if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
+                self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
+                return ()
+            # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
+            hopes = self._accuracies(mean[:n] - std[:n])
+            values = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+            ready = dict(zip(open_indices, values.tolist(), strict=True))
+        best = max(ready, key=lambda i: ready[i])
+        scorable = {index for group in self._groups.values() for index in self._unscored(group)}
+        if best in scorable:
+            worth = {i: gain for i, gain in ready.items() if i in scorable and gain >= WORTH_SCORING * ready[best]}
+            group = next(group for group in self._groups.values() if best in group)
+            batch = sorted((i for i in group if i in worth), key=lambda i: -worth[i])
+            return self._propose(batch[: min(BATCH, self._scores_left)], "fit")
+        return self._propose([best], "trained")
 
     def _gains(self, indices: list[int], mean: FloatArray, std: FloatArray, known: Known) -> FloatArray:
         """Expected improvement of the objective over ``known`` from each path."""

@@ -72,6 +72,17 @@ def test_a_space_is_what_its_bounds_leave_of_all_vectors(space: PathSpace) -> No
     assert set(space.paths()) == expected
 
 
+def test_the_last_two_features_are_the_octaves_that_links_bridge_where_sides_are_known() -> None:
+    sides = {"local": (28, 28, 14, 14, 7, 7, 1), "host": (56, 28, 14, 7, 1)}
+    space = PathSpace("local", 6, {"host": 4, "second": 4}, sides=sides)
+    vectors = {(0, 1, 2, 2): (1, 0), (4, 2, 3, 5): (2, 0), (0, 3, 3, 1): (1, 2), (1, 2, 2): (0, np.log2(14))}
+    vectors |= {(1, 5): (0, 2), (4,): (0, np.log2(7))}
+    paths = [path_from_vector(vector, "local", 6, "host" if len(vector) > 2 else None, 4) for vector in vectors]
+    assert np.allclose(space.features(space.rows(paths))[:, -2:], [*vectors.values()])
+    unknown = path_from_vector((0, 1, 2, 2), "local", 6, "second", 4)
+    assert space.features(space.rows([unknown]))[0, -2:].tolist() == [0, 0]
+
+
 @each_space
 def test_features_of_rows_are_those_of_their_paths_and_do_not_depend_on_the_chunk(space: PathSpace) -> None:
     whole = np.concatenate(list(space.chunks()))

@@ -96,6 +96,15 @@ def test_scores_tell_the_gp_of_paths_that_were_never_trained() -> None:
     assert forecasts[9] + 0.15 < mean[0] < forecasts[9] + 0.35
 
 
+def test_how_far_scores_are_off_in_one_class_of_paths_says_little_of_another() -> None:
+    # The first column is the class; in the first half, trained, scores were 1 too good.
+    features = np.column_stack([np.repeat([0.0, 1.0], 6), np.tile(np.linspace(0, 1, 6), 2)])
+    measured = Measured(dict.fromkeys(range(12), 1.0), dict.fromkeys(range(5), 2.0))
+    mean, _ = GaussianProcessPredictor(features, classes=1, seed=0).predict(measured, [5, 11])
+    assert mean[0] > 1.7
+    assert mean[1] < 1.5
+
+
 def test_a_trained_path_is_what_it_turned_out_to_be_and_leaves_less_doubt_than_the_others() -> None:
     x = np.linspace(0, 1, 11)
     forecasts = {i: 1.0 + 0.1 * (i % 3) for i in range(11)}
