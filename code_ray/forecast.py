@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from code_ray.path import InferencePath
 from code_ray.scoring import Score
 from code_ray.throughput import FloatArray
 
@@ -19,9 +20,20 @@ LEAST_LOSS = -0.9
 HOPELESS_LOSS = 30.0
 """A path that loses this much serves no plan; predictors are not told how much more it loses."""
 
-KEPT, KEPT_OF_MUCH, MUCH = 0.75, 0.25, float(np.log1p(15.0))
-"""Share of the z of least-squares links that training leaves of paths that end in the local head, and of what exceeds ``MUCH``:
-links that lose half of all images do not end five times worse than those that lose a tenth."""
+KEPT_FREE = 0.75
+"""Share of the z of least-squares links that training leaves of paths without a host that end in the local head."""
+
+TAKEN, KEPT_AT_LEAST = 0.5, 0.3
+"""What training takes off the z of least-squares links of paths through a host to the local head, and the share that it leaves at
+least. Between pairs of services it is off by half a unit, for good paths and bad ones alike."""
+
+KEPT_OF_MUCH, MUCH = 0.25, float(np.log1p(15.0))
+"""Share of what their z exceeds ``MUCH`` by: links that lose half of all images do not end five times worse than those that lose
+a tenth."""
+
+DOUBT_FREE, DOUBT_LOGITS = 0.6, 0.35
+"""How far off forecasts from scores are for paths without a host, and for paths whose link makes the logits, beside those of paths
+through a host to the local head."""
 
 RUNG_GAIN, RUNG_STD = 0.3, 0.4
 """Share of z that the whole of a training takes away from what it has after a few steps; how far off forecasts at a rung are
@@ -49,12 +61,15 @@ def noise_std(z: FloatArray | float) -> FloatArray:
     return np.asarray(NOISE_POINTS / np.exp(np.asarray(z)))
 
 
-def after_score(score: Score, ends_in_head: bool) -> float:
-    """z that training may make of least-squares links with this score."""
-    z = float(to_z(score.loss_points))
-    if not ends_in_head or z <= 0:
-        return z
-    return KEPT * min(z, MUCH) + KEPT_OF_MUCH * max(z - MUCH, 0.0)
+def after_score(score: Score, path: InferencePath) -> float:
+    """z that training may make of least-squares links of ``path`` with this score."""
+    z = float(np.log1p(max(score.loss_points, LEAST_LOSS)))
+    if not path.ends_in_head or z <= 0:
+        # Links that make the logits end where least squares leave them.
+        return float(to_z(score.loss_points))
+    if not path.hosts:
+        return KEPT_FREE * z
+    return max(min(z, MUCH) - TAKEN, KEPT_AT_LEAST * z) + KEPT_OF_MUCH * max(z - MUCH, 0.0)
 
 
 def after_rung(loss_points: float, share: float) -> tuple[float, float]:

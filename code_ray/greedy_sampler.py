@@ -101,7 +101,7 @@ class GreedySampler(Sampler):
     def tell(self, proposal: Proposal, accuracy: float, score: Score | None = None) -> None:
         super().tell(proposal, accuracy)
         if score is not None:
-            self._forecasts[proposal.path] = after_score(score, proposal.path.ends_in_head)
+            self._forecasts[proposal.path] = after_score(score, proposal.path)
         if proposal.fidelity == "trained":
             before = self.objective.value(self.known)
             self.trained[proposal.path] = accuracy

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 
-from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z, noise_std
+from code_ray.forecast import DOUBT_FREE, DOUBT_LOGITS, UNKNOWN_STD, UNKNOWN_Z, noise_std
 from code_ray.throughput import FloatArray
 
 
@@ -53,7 +53,7 @@ class Predictor(ABC):
 
 
 class GaussianProcessPredictor(Predictor):
-    """Two Gaussian processes (Matern 5/2) one on the other, hyper-parameters fitted to the data.
+    """Two Gaussian processes (Matern 5/2) one on the other; hyper-parameters of the first are fitted to the data.
 
     The first runs over forecasts from scores: there are many of them, and where a path was scored it says just that. The second
     runs over what trained paths turned out to be beside that first one: it learns how far scores can be trusted here. Each is
@@ -75,8 +75,9 @@ class GaussianProcessPredictor(Predictor):
         trained = [*measured.finals, *measured.partial]
         rows = [*trained, *indices]
         prior, prior_std = self._from_scores(measured.forecasts, rows)
+        doubts = self._doubts(rows)
         if not trained:
-            return prior, np.hypot(prior_std, ERROR_STD)
+            return prior, np.hypot(prior_std, ERROR_STD * doubts)
         n = len(trained)
         results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
         noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
@@ -84,13 +85,19 @@ class GaussianProcessPredictor(Predictor):
         points = np.column_stack([self.features[rows, : self.classes], where])
         model = GaussianProcessRegressor(
             _errors_kernel(self.classes, where.shape[1]),
-            alpha=noise**2 + prior_std[:n] ** 2,
-            optimizer="fmin_l_bfgs_b" if n >= 4 else None,
-            random_state=self.seed,
+            alpha=(noise**2 + prior_std[:n] ** 2) / doubts[:n] ** 2,
+            optimizer=None,
         )
-        _fit(model, points[:n], results - prior[:n])
+        _fit(model, points[:n], (results - prior[:n]) / doubts[:n])
         error, error_std = model.predict(points[n:], return_std=True)
-        return prior[n:] + error, np.sqrt(prior_std[n:] ** 2 + error_std**2)
+        return prior[n:] + doubts[n:] * error, np.hypot(prior_std[n:], doubts[n:] * error_std)
+
+    def _doubts(self, indices: list[int]) -> FloatArray:
+        """How far off scores of paths may be, beside those of paths through a host to the local head; (len(indices),)."""
+        if not self.classes:
+            return np.ones(len(indices))
+        free, headless = self.features[indices, :2].T > 0
+        return np.where(headless, DOUBT_LOGITS, np.where(free, DOUBT_FREE, 1.0))
 
     def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
         if len(measured.forecasts) < 2:
@@ -149,15 +156,13 @@ ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
 
 
 def _errors_kernel(classes: int, others: int) -> Kernel:
-    """Of points whose first columns are their class, the others where they are. With a dozen trainings only variances can be fitted."""
+    """Of points whose first columns are their class, the others where they are. Nothing of it is fitted: a dozen trainings, most of
+    them of good paths, say that scores are never far off, and the searches that believed it ended too early.
+    """
     deaf = 1e6  # a length at which a column says nothing
-    of_class = RBF([0.3] * classes + [deaf] * others, "fixed")
-    alike = Matern([deaf] * classes + [1.0] * others, "fixed", nu=2.5)
-    return (
-        ConstantKernel(_OF_CLASS, (0.05, 1.0)) * of_class
-        + ConstantKernel(_OF_NEIGHBOURS, (0.03, 0.5)) * alike
-        + WhiteKernel(_OF_ITS_OWN, (0.04, 0.3))
-    )
+    of_class = RBF([0.3] * classes + [deaf] * others)
+    alike = Matern([deaf] * classes + [1.0] * others, nu=2.5)
+    return ConstantKernel(_OF_CLASS) * of_class + ConstantKernel(_OF_NEIGHBOURS) * alike + WhiteKernel(_OF_ITS_OWN)
 
 
 def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:
