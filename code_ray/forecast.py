@@ -65,8 +65,7 @@ def after_score(score: Score, path: InferencePath) -> float:
     """z that training may make of least-squares links of ``path`` with this score."""
     z = float(np.log1p(max(score.loss_points, LEAST_LOSS)))
     if not path.ends_in_head or z <= 0:
-        # Links that make the logits end where least squares leave them.
-        return float(to_z(score.loss_points))
+        return min(z, float(to_z(HOPELESS_LOSS)))  # links that make the logits end where least squares leave them
     if not path.hosts:
         return KEPT_FREE * z
     return max(min(z, MUCH) - TAKEN, KEPT_AT_LEAST * z) + KEPT_OF_MUCH * max(z - MUCH, 0.0)

@@ -30,6 +30,10 @@ Sides = Mapping[str, Sequence[int]]
 """Service -> side of the map at each of its boundaries, 1 for a vector. Of a service that is not named nothing is known."""
 
 
+HOSTLESS, HEADLESS = 0, 1
+"""Columns of features that say whether a path is without a host, without the local head."""
+
+
 def class_columns(hosts: Mapping[str, int]) -> int:
     """How many of the first columns of a space's features say of which class a path is: without a host, without the local head, and
     of which host but the first.

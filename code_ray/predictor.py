@@ -15,6 +15,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 
 from code_ray.forecast import DOUBT_FREE, DOUBT_LOGITS, UNKNOWN_STD, UNKNOWN_Z, noise_std
+from code_ray.path_space import HEADLESS, HOSTLESS
 from code_ray.throughput import FloatArray
 
 
@@ -53,7 +54,7 @@ class Predictor(ABC):
 
 
 class GaussianProcessPredictor(Predictor):
-    """Two Gaussian processes (Matern 5/2) one on the other; hyper-parameters of the first are fitted to the data.
+    """Two Gaussian processes (Matern 5/2) one on the other, their variances fitted to the data.
 
     The first runs over forecasts from scores: there are many of them, and where a path was scored it says just that. The second
     runs over what trained paths turned out to be beside that first one: it learns how far scores can be trusted here. Each is
@@ -86,7 +87,8 @@ class GaussianProcessPredictor(Predictor):
         model = GaussianProcessRegressor(
             _errors_kernel(self.classes, where.shape[1]),
             alpha=(noise**2 + prior_std[:n] ** 2) / doubts[:n] ** 2,
-            optimizer=None,
+            optimizer="fmin_l_bfgs_b" if n >= 4 else None,
+            random_state=self.seed,
         )
         _fit(model, points[:n], (results - prior[:n]) / doubts[:n])
         error, error_std = model.predict(points[n:], return_std=True)
@@ -96,8 +98,8 @@ class GaussianProcessPredictor(Predictor):
         """How far off scores of paths may be, beside those of paths through a host to the local head; (len(indices),)."""
         if not self.classes:
             return np.ones(len(indices))
-        free, headless = self.features[indices, :2].T > 0
-        return np.where(headless, DOUBT_LOGITS, np.where(free, DOUBT_FREE, 1.0))
+        classes = self.features[indices] > 0
+        return np.where(classes[:, HEADLESS], DOUBT_LOGITS, np.where(classes[:, HOSTLESS], DOUBT_FREE, 1.0))
 
     def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
         if len(measured.forecasts) < 2:
@@ -140,7 +142,8 @@ class GaussianProcessPredictor(Predictor):
         while (more := count + max(2, count // 3)) <= len(values):
             count = more
         if self._kernel is None or self._kernel[0] != count:
-            lengths = Matern(np.full(points.shape[1], 2.0), (0.3, 30.0), nu=2.5)
+            # There is one length a column: a few dozen paths, many alike, say little of a dozen lengths.
+            lengths = Matern(np.full(points.shape[1], 2.0), "fixed", nu=2.5)
             kernel = ConstantKernel(1.0, (0.1, 20.0)) * lengths + WhiteKernel(0.01, (1e-4, 0.3))
             model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=self.seed)
             _fit(model, points[:count], values[:count])
@@ -156,13 +159,17 @@ ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
 
 
 def _errors_kernel(classes: int, others: int) -> Kernel:
-    """Of points whose first columns are their class, the others where they are. Nothing of it is fitted: a dozen trainings, most of
-    them of good paths, say that scores are never far off, and the searches that believed it ended too early.
+    """Of points whose first columns are their class, the others where they are. With a dozen trainings only variances can be fitted,
+    and none to much less than half: most trained paths are good ones, and they say that scores are hardly ever far off.
     """
     deaf = 1e6  # a length at which a column says nothing
-    of_class = RBF([0.3] * classes + [deaf] * others)
-    alike = Matern([deaf] * classes + [1.0] * others, nu=2.5)
-    return ConstantKernel(_OF_CLASS) * of_class + ConstantKernel(_OF_NEIGHBOURS) * alike + WhiteKernel(_OF_ITS_OWN)
+    of_class = RBF([0.3] * classes + [deaf] * others, "fixed")
+    alike = Matern([deaf] * classes + [1.0] * others, "fixed", nu=2.5)
+    return (
+        ConstantKernel(_OF_CLASS, (0.12, 1.0)) * of_class
+        + ConstantKernel(_OF_NEIGHBOURS, (0.08, 0.5)) * alike
+        + WhiteKernel(_OF_ITS_OWN, (0.04, 0.3))
+    )
 
 
 def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:

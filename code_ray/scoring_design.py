@@ -12,7 +12,7 @@ from code_ray.throughput import FloatArray
 BATCH = 8
 """Paths scored together at most."""
 
-FIRST = 2
+FIRST = 4
 """Paths of a group that are scored first: more groups say more than more of a group."""
 
 Group = tuple[object, ...]

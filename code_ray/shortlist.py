@@ -6,15 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from code_ray.acquisition import NODES, expected_improvement
 from code_ray.cost_table import CostTable
 from code_ray.forecast import from_z
 from code_ray.objective import Known, Objective
 from code_ray.path_space import PathSpace, Rows
 from code_ray.throughput import FloatArray
-
-_NODES = (-(3**0.5), 0.0, 3**0.5)
-_WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
-"""Gauss-Hermite with three nodes: millions of paths are looked at this often."""
 
 
 def shortlist(
@@ -28,9 +25,9 @@ def shortlist(
 ) -> tuple[Rows, FloatArray]:
     """The ``size`` rows of ``space`` that promise to add most to the best plan of ``known``, best first, and by how much.
 
-    ``forecast``: features (n, d) -> mean of z, ``std`` its standard deviation. What a path promises is the expectation over both
-    of a bound of what it can add (``Objective.upper_bound``). A path that could add nothing even without any loss is left out.
-    Memory does not grow with the space.
+    ``forecast``: features (n, d) -> mean of z, ``std`` its standard deviation. What a path promises is the expected
+    improvement, as ``acquisition`` counts it, by a bound of what it can add (``Objective.upper_bound``). A path that could add
+    nothing even without any loss is left out. Memory does not grow with the space.
     """
     rows, gains = next(space.chunks(1))[:0], np.zeros(0)
     order = [costs.providers.index(provider) for provider in objective.limits.budgets]
@@ -44,10 +41,8 @@ def shortlist(
         if not len(chunk):
             continue
         mean = forecast(space.features(chunk))
-        found = np.zeros(len(chunk))
-        for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-            accuracies = objective.accuracies(np.maximum(from_z(mean + node * std), 0.0))
-            found += weight * (bound(seconds, accuracies) - now)
+        losses = [np.maximum(from_z(mean + node * std), 0.0) for node in NODES]
+        found = expected_improvement(np.array([bound(seconds, objective.accuracies(lost)) for lost in losses]), now)
         hopeful = found > least
         rows, gains = np.concatenate([rows, chunk[hopeful]]), np.concatenate([gains, found[hopeful]])
         if len(rows) > size:

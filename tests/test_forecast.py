@@ -6,9 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from code_ray.forecast import HOPELESS_LOSS, LEAST_LOSS, after_rung, after_score, from_z, noise_std, to_z
+from code_ray.path import InferencePath, path_from_vector
 from code_ray.scoring import Score
 
 LOSSES = st.floats(LEAST_LOSS, HOPELESS_LOSS)
+CROSS = path_from_vector((1, 2, 4, 4), "local", 6, "host", 6)
+SKIP = path_from_vector((1, 4), "local", 6)
+EXIT = path_from_vector((3,), "local", 6)
+PROBE = path_from_vector((0, 1, 4), "local", 6, "host", 6)
+PATHS = (CROSS, SKIP, EXIT, PROBE)
 
 
 def score(loss_points: float) -> Score:
@@ -39,12 +45,23 @@ def test_from_seed_to_seed_a_good_path_moves_further_on_the_scale_than_a_bad_one
 
 @given(st.floats(0.1, HOPELESS_LOSS))
 def test_training_leaves_less_of_a_score_where_the_local_head_makes_the_logits(loss: float) -> None:
-    assert after_score(score(loss), ends_in_head=True) < after_score(score(loss), ends_in_head=False) == to_z(loss)
+    for path in (EXIT, PROBE):
+        assert after_score(score(loss), path) == to_z(loss)
+    for path in (SKIP, CROSS):
+        assert 0 < after_score(score(loss), path) < to_z(loss)
 
 
-@given(st.floats(LEAST_LOSS, 0.0), st.booleans())
-def test_a_path_that_loses_nothing_untrained_is_not_expected_to_lose_by_training(loss: float, ends_in_head: bool) -> None:
-    assert after_score(score(loss), ends_in_head) == to_z(loss)
+@given(st.floats(LEAST_LOSS, 0.0), st.sampled_from(PATHS))
+def test_a_path_that_loses_nothing_untrained_is_not_expected_to_lose_by_training(loss: float, path: InferencePath) -> None:
+    assert after_score(score(loss), path) == to_z(loss)
+
+
+@given(st.floats(LEAST_LOSS, 90.0), st.floats(LEAST_LOSS, 90.0), st.sampled_from(PATHS))
+def test_of_two_paths_of_a_kind_the_one_with_the_better_score_is_not_expected_to_end_worse(
+    one: float, other: float, path: InferencePath
+) -> None:
+    better, worse = sorted((one, other))
+    assert after_score(score(better), path) <= after_score(score(worse), path)
 
 
 @given(st.floats(0.0, HOPELESS_LOSS))

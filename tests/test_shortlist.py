@@ -42,11 +42,11 @@ def promises(objective: Objective, known: Known) -> FloatArray:
     order = [COSTS.providers.index(provider) for provider in objective.limits.budgets]
     bound, now = objective.upper_bound(known), objective.value(known)
     mean, seconds = forecast(SPACE.features(ROWS)), COSTS.seconds(ROWS)[:, order]
-    gains = [
-        weight * (bound(seconds, objective.accuracies(np.maximum(from_z(mean + node * STD), 0.0))) - now)
+    values = [
+        weight * np.log(np.maximum(bound(seconds, objective.accuracies(np.maximum(from_z(mean + node * STD), 0.0))) / now, 1.0))
         for node, weight in ((-np.sqrt(3), 1 / 6), (0.0, 2 / 3), (np.sqrt(3), 1 / 6))
     ]
-    return np.asarray(np.sum(gains, axis=0))
+    return np.asarray(now * np.sum(values, axis=0))
 
 
 def chosen(objective: Objective, known: Known, size: int, most: int = 1 << 16) -> tuple[list[tuple[int, ...]], FloatArray]:
