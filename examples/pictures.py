@@ -35,7 +35,7 @@ def draw_demo(summary: Mapping[str, Any], file: Path) -> None:
         f"{summary['host_value']:.2f} times the best plan without a host",
     )
     axes.title.set_fontsize(11)
-    axes.legend(fontsize=8, loc="upper right")
+    figure.legend(fontsize=8, loc="outside lower center")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
