@@ -160,7 +160,7 @@ ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
 
 def _errors_kernel(classes: int, others: int) -> Kernel:
     """Of points whose first columns are their class, the others where they are. With a dozen trainings only variances can be fitted,
-    and none to much less than half: most trained paths are good ones, and they say that scores are hardly ever far off.
+    and what paths share to no less than half: most trained paths are good ones, and they say that scores are hardly ever far off.
     """
     deaf = 1e6  # a length at which a column says nothing
     of_class = RBF([0.3] * classes + [deaf] * others, "fixed")
