@@ -19,10 +19,9 @@ from matplotlib import pyplot as plt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from code_ray.blocks import ExecutionMode
 from code_ray.data import load_data
 from code_ray.plan import Plan, read_plan
-from code_ray.profiling import best_execution
+from code_ray.profiling import Execution, best_execution
 from code_ray.zoo import get_service
 from deployments.config import DEFAULT_RUN_DIR, RouterSettings
 from examples.demo import bare_torch, deployed, say
@@ -40,9 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     out: Path = parser.parse_args().out
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
-    mode = best_execution(get_service(plan.local)).mode
+    best = best_execution(get_service(plan.local))
     with deployed(DEFAULT_RUN_DIR) as url:
-        rows = asyncio.run(_measure(plan, mode, url))
+        rows = asyncio.run(_measure(plan, best, url))
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows).groupby(["arm", "request_images"], as_index=False).median()
     table.to_csv(out / "request_size.csv", index=False)
@@ -50,9 +49,9 @@ def main() -> None:
     print(table.to_string(index=False, float_format="%.3f"))
 
 
-async def _measure(plan: Plan, mode: ExecutionMode, url: str) -> list[dict[str, Any]]:
+async def _measure(plan: Plan, best: Execution, url: str) -> list[dict[str, Any]]:
     data = load_data("fashion-mnist")
-    bare = bare_torch(plan.local, mode, data.test.images)
+    bare = bare_torch(plan.local, best, data.test.images)
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rows = []
     for number in range(ROUNDS):

@@ -15,7 +15,8 @@ from code_ray.journal import Journal
 class RunDirectory:
     """Where a search keeps what it found.
 
-    result.json, plan.json, profile.json, config.json, evaluations.csv, journal.jsonl, stores/<provider>/, pictures and report.html.
+    result.json, plan.json, profile.json, config.json, evaluations.csv, journal.jsonl, splits.npz, teacher.npy,
+    stores/<provider>/, pictures and report.html.
     """
 
     root: Path
@@ -47,6 +48,10 @@ class RunDirectory:
     @property
     def splits_file(self) -> Path:
         return self.root / "splits.npz"
+
+    @property
+    def teacher_file(self) -> Path:
+        return self.root / "teacher.npy"
 
     @property
     def stores_dir(self) -> Path:

@@ -38,7 +38,7 @@ class Trainer:
     """Trains paths of one local service; keeps what is constant between them.
 
     Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links come
-    back on the CPU.
+    back on the CPU. ``teacher`` are the original's logits on the training images, (n, classes) float32, where they are known.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Trainer:
         modes: Callable[[str], ExecutionMode],
         recipe: Recipe,
         device: str = "cpu",
+        teacher: Tensor | None = None,
     ) -> None:
         self.services = services
         self.local = services[local]
@@ -60,8 +61,15 @@ class Trainer:
         self.device = device
         self.train = data.train.head(recipe.samples)
         self.activations = Activations(services, local, self.train.images, placement, modes, device)
+        self._teacher = teacher
         splits = {"train": self.train, "validation": data.validation, "test": data.test}
         self.link_inputs = LinkInputs(services, local, splits, placement, modes, device)
+
+    def teacher(self, indices: Tensor) -> Tensor:
+        """Logits of the original for training images ``indices``, (n, classes) float32: what links are distilled from."""
+        if self._teacher is not None:
+            return self._teacher[indices]
+        return self.activations.behind(self.local.num_blocks, indices)
 
     @cached_property
     def screen_logits(self) -> Tensor:
@@ -211,7 +219,7 @@ class _Descent:
         value = self._inputs(batch)
         for stage in self._stages:
             value = stage(value)
-        teacher = self._trainer.activations.behind(self._trainer.local.num_blocks, batch)
+        teacher = self._trainer.teacher(batch)
         loss = _loss(value, teacher.to(value.device), self._labels[batch].to(value.device), recipe)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -37,7 +37,7 @@ from code_ray.data import load_data
 from code_ray.errors import CodeRayError, DeploymentError
 from code_ray.plan import Plan, read_plan
 from code_ray.policy import ORIGINAL
-from code_ray.profiling import BATCH_SIZES, Profile, median_seconds
+from code_ray.profiling import Execution, Profile, median_seconds
 from code_ray.runner import LegRunner
 from code_ray.service import Service
 from code_ray.zoo import get_service
@@ -149,7 +149,7 @@ async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Roun
     profile = Profile.model_validate_json(run.profile_file.read_text())
     data = load_data(json.loads(run.config_file.read_text())["data"])
     load = Load(url, plan.local, data.test, budget.request_images, budget.in_flight)
-    bare = bare_torch(plan.local, profile.executions[plan.local].mode, data.test.images)
+    bare = bare_torch(plan.local, profile.executions[plan.local], data.test.images)
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rounds = Rounds()
     for number in range(budget.rounds):
@@ -181,15 +181,16 @@ def _planned(url: str, service: str) -> float:
         return float(sum(path["images_per_second"] for path in client.metadata(service)["parameters"]["paths"]))
 
 
-def bare_torch(service_name: str, mode: ExecutionMode, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Callable[[], float]:
-    """A function that gives images a second of the local model in this process, one thread, at its best batch size."""
+def bare_torch(service_name: str, best: Execution, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Callable[[], float]:
+    """A function that gives images a second of the local model in this process, one thread, in the mode and at the batch size
+    that were found fastest.
+    """
     service = get_service(service_name)
-    runner = LegRunner(list(service.blocks), mode)
+    runner, batch = LegRunner(list(service.blocks), best.mode), images[: best.batch_size]
 
     def rate() -> float:
         torch.set_num_threads(1)
-        batches = [images[:size] for size in BATCH_SIZES]
-        return max(len(batch) / median_seconds(partial(_classify, service, runner, batch), repeats=9) for batch in batches)
+        return len(batch) / median_seconds(partial(_classify, service, runner, batch), repeats=25)
 
     return rate
 

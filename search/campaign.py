@@ -23,6 +23,8 @@ Role = Literal["search", "rival", "random_host", "links_only", "skip", "confirm"
 PLANNED: tuple[Role, ...] = ("search", "rival", "skip")
 """Roles of trainings that a plan may be made of: a skip is a control of what it replaces, and as good a path as any."""
 
+UNPLANNED: tuple[Role, ...] = ("random_host", "links_only")
+
 SCORE_FIELDS = tuple(field.name for field in fields(Score))
 """What the record of a scored path holds of its score."""
 
@@ -56,7 +58,7 @@ class Campaign:
         self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
-        self._closing = False  # an earlier session has asked for controls
+        self._closing = False  # an earlier session has done with rivals
         self._kept: tuple[Job, ...] = ()
         self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
@@ -89,9 +91,10 @@ class Campaign:
             if rival is not None:
                 return self._hand_out(Job(rival.path, "trained", self.problem.config.seed, "rival"))
         if any(job.role == "rival" for job in self._in_flight):
-            return ()
+            # Rivals have no host: the leading cross seldom changes with them, and what no plan is made of changes no rival.
+            return self._hand_out(*[job for job in self._closing_left() if job.role in UNPLANNED][:1])
         if self._rest is None:
-            self._rest = [job for job in self._closing_jobs() if job not in self.records and job not in self.failures]
+            self._rest = self._closing_left()
         return self._hand_out(self._rest.pop(0)) if self._rest else ()
 
     def tell(self, job: Job, record: dict[str, Any]) -> None:
@@ -190,11 +193,14 @@ class Campaign:
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
             if (ended := record.pop("stopped_because", None)) is not None:
                 self.sampler.stopped_because = ended
-                self._closing = self._closing or job.role != "rival"
+                self._closing = self._closing or job.role in ("skip", "confirm")
             if job.role != "search" or self.sampler.admit(job.path):
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)
                 self._take(job, record)
+
+    def _closing_left(self) -> list[Job]:
+        return [job for job in self._closing_jobs() if not any(job in begun for begun in (self.records, self.failures, self._in_flight))]
 
     def _closing_jobs(self) -> Iterator[Job]:
         config, known = self.problem.config, self._sampled

@@ -19,7 +19,7 @@ from code_ray.errors import ArtifactError, CodeRayError, ConfigError
 from search.campaign import Campaign
 from search.carry_over import carry_over, check_source
 from search.config import SearchConfig
-from search.problem import load_inputs, prepare
+from search.problem import load_inputs, prepare, teacher_logits
 from search.report import read_result, write_report
 from search.searcher import CampaignSearcher, RungScheduler
 from search.trial import PathTrial
@@ -53,7 +53,10 @@ def run_search(
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
     if not campaign.nothing_to_do():
-        _run_on_tune(campaign, say)
+        with _writing(out):
+            # A GPU has them sooner than this process would.
+            teacher = None if config.gpus_per_trial > 0 else teacher_logits(campaign.problem).tobytes()
+        _run_on_tune(campaign, teacher, say)
     with _writing(out):
         # No trial runs any more.
         torch.set_num_threads(config.concurrency)
@@ -68,7 +71,7 @@ def _writing(out: Path) -> Iterator[None]:
         raise ArtifactError(f"{out} cannot be written ({error}); free space and run the same command again") from error
 
 
-def _run_on_tune(campaign: Campaign, say: Callable[[str], None]) -> None:
+def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str], None]) -> None:
     """Carry ``campaign`` through; what it knows from its journal is not done again."""
     config = campaign.problem.config
     # Tune's own progress boxes say nothing of paths; ours do.
@@ -79,10 +82,11 @@ def _run_on_tune(campaign: Campaign, say: Callable[[str], None]) -> None:
         ray.init(address=address, num_cpus=config.concurrency if address == "local" else None, **_QUIET)
     if config.gpus_per_trial > (gpus := ray.cluster_resources().get("GPU", 0)):  # type: ignore[no-untyped-call]
         raise ConfigError(f"gpus_per_trial is {config.gpus_per_trial:g} and the Ray cluster has {gpus:g} GPUs; trials would wait for ever")
-    settings = {
+    settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "profile": campaign.problem.profile.model_dump_json(),
         "stores_dir": str(campaign.problem.run.stores_dir.resolve()),
+        "teacher": teacher,
     }
     trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), {"cpu": 1, "gpu": config.gpus_per_trial})
     with tempfile.TemporaryDirectory(prefix="code_ray-tune-") as storage:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 
@@ -160,6 +161,33 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
         objective,
         wide,
     )
+
+
+def teacher_logits(problem: Problem) -> npt.NDArray[np.float32]:
+    """Logits of the original on the training images, (n, classes) float32, kept in the run directory for a resumed search.
+
+    Computed once on all cores before the workers start: each of them would need them all.
+
+    Raises:
+        ArtifactError: where the file cannot be used.
+    """
+    config, file = problem.config, problem.run.teacher_file
+    trainer = Trainer(problem.services, config.local, problem.data, config.placement, problem.profile.mode_of, config.recipe)
+    shape = len(trainer.train), len(problem.data.labels)
+    if file.exists():
+        try:
+            kept = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ArtifactError(f"{file} is damaged ({error}); delete it to compute it again") from error
+        if kept.shape != shape or kept.dtype != np.float32:
+            raise ArtifactError(f"{file} holds {kept.dtype} {kept.shape}, not float32 {shape}; delete it to compute it again")
+        return np.asarray(kept, np.float32)
+    torch.set_num_threads(config.concurrency)
+    logits = trainer.teacher(torch.arange(len(trainer.train))).numpy()
+    staging = file.with_name(".teacher.tmp.npy")
+    np.save(staging, logits)
+    staging.replace(file)
+    return logits
 
 
 def _space(config: SearchConfig, services: Mapping[str, Service]) -> PathSpace:

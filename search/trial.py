@@ -43,7 +43,8 @@ class Rung:
 class Worker:
     """What a worker process keeps between trials: services, data, cached activations."""
 
-    def __init__(self, config: SearchConfig, profile: Profile, stores_dir: Path) -> None:
+    def __init__(self, config: SearchConfig, profile: Profile, stores_dir: Path, teacher: bytes | None = None) -> None:
+        """``teacher``: the original's logits on the training images, float32, where the driver has computed them."""
         torch.set_num_threads(1)
         self.config = config
         self.stores_dir = stores_dir
@@ -51,7 +52,8 @@ class Worker:
         self.placement = dict(config.placement)
         data = load_search_data(config)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
-        self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device)
+        logits = None if teacher is None else torch.frombuffer(bytearray(teacher), dtype=torch.float32).view(-1, len(data.labels))
+        self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits)
         self.scorer = Scorer(self.trainer)
 
     def score(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -133,8 +135,8 @@ def _verify(services: Sequence[Service]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _worker(config_json: str, profile_json: str, stores_dir: str) -> Worker:
-    return Worker(SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json), Path(stores_dir))
+def _worker(config_json: str, profile_json: str, stores_dir: str, teacher: bytes | None) -> Worker:
+    return Worker(SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json), Path(stores_dir), teacher)
 
 
 class PathTrial(tune.Trainable):
@@ -142,7 +144,7 @@ class PathTrial(tune.Trainable):
     reused between trials.
     """
 
-    def setup(self, config: dict[str, Any], settings: dict[str, str] | None = None) -> None:
+    def setup(self, config: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
         """Load services and data, or find them loaded by the trial before."""
         assert settings is not None
         self._settings = settings
@@ -171,7 +173,7 @@ class PathTrial(tune.Trainable):
         return {"accuracy": best, "outcomes": json.dumps(outcomes), "done": True}
 
     def _go_on(self) -> Rung | list[Outcome]:
-        worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"])
+        worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"], self._settings["teacher"])
         if self._training is None:
             blocks = worker.services[worker.config.local].num_blocks
             jobs = [Job.from_config(job, blocks) for job in self._config["jobs"]]

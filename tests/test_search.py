@@ -125,9 +125,10 @@ def test_every_line_of_progress_has_its_time_and_every_evaluation_its_line(finis
 
 
 def test_a_run_directory_holds_what_users_rely_on_and_nothing_else(finished: Finished) -> None:
-    texts = {"config.json", "result.json", "plan.json", "profile.json", "evaluations.csv", "journal.jsonl", "splits.npz"}
+    texts = {"config.json", "result.json", "plan.json", "profile.json", "evaluations.csv", "journal.jsonl"}
+    arrays = {"splits.npz", "teacher.npy"}
     pictures = {"pareto.png", "search_trace.png", "winning_plan.png", "forecasts.png"}
-    assert {file.name for file in finished.out.iterdir()} == texts | pictures | {"stores", "report.html"}
+    assert {file.name for file in finished.out.iterdir()} == texts | arrays | pictures | {"stores", "report.html"}
 
 
 def test_result_json_has_every_key_that_tools_rely_on(finished: Finished) -> None:
