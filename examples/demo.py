@@ -203,6 +203,7 @@ def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], budget: Budget
     """The content of ``demo.json``; ratios are medians over rounds of the ratio within a round."""
     arms = {arm: _summarise_arm(measured) for arm, measured in rounds.arms.items()}
     bare = statistics.median(rounds.bare_torch)
+    loss = {arm: _loss_points(rounds, arm) for arm in ("pair", "host_free")}
     all_measured = [m for measured in rounds.arms.values() for m in measured]
     vectors = {ORIGINAL: plan.inference_path(plan.paths[0])} | {p.id: plan.inference_path(p) for p in plan.paths[1:]}
     pair_images = sum((m.paths for m in rounds.arms["pair"]), start=Counter[str]())
@@ -210,9 +211,10 @@ def summarise(rounds: Rounds, plan: Plan, result: dict[str, Any], budget: Budget
         "measured_ratio": _ratio(rounds, "pair", "original"),
         "predicted_ratio": rounds.planned["pair"] / rounds.planned["original"],
         "host_value": _ratio(rounds, "pair", "host_free"),
-        "average_accuracy_loss_points": _loss_points(rounds, "pair"),
+        "average_accuracy_loss_points": loss["pair"][0],
+        "half_interval_95_points": loss["pair"][1],
         **arms,
-        "host_free_average_accuracy_loss_points": _loss_points(rounds, "host_free"),
+        "host_free_average_accuracy_loss_points": loss["host_free"][0],
         "loss_limit_points": plan.loss_points,
         "pair_paths": [
             {"kind": vectors[i].kind, "vector": list(vectors[i].vector), "share_of_images": n / pair_images.total()}
@@ -240,12 +242,16 @@ def _ratio(rounds: Rounds, above: str, below: str) -> float:
     return statistics.median(a.images_per_second / b.images_per_second for a, b in pairs)
 
 
-def _loss_points(rounds: Rounds, arm: str) -> float:
-    """What an arm's answers lose against the original's answers to the same images, in points."""
-    answered = sum(m.answered for m in rounds.arms["original"])
-    original = sum(m.right for m in rounds.arms["original"]) / np.maximum(answered, 1)
-    lost = sum(float(((m.answered * original - m.right) * (answered > 0)).sum()) for m in rounds.arms[arm])
-    return 100 * lost / sum(float((m.answered * (answered > 0)).sum()) for m in rounds.arms[arm])
+def _loss_points(rounds: Rounds, arm: str) -> tuple[float, float]:
+    """What an arm's answers lose against the original's answers to the same images, and half its 95 % interval, in points."""
+    times = sum(m.answered for m in rounds.arms["original"])
+    original = sum(m.right for m in rounds.arms["original"]) / np.maximum(times, 1)
+    answered = np.where(times > 0, sum(m.answered for m in rounds.arms[arm]), 0)
+    right = np.where(times > 0, sum(m.right for m in rounds.arms[arm]), 0)
+    lost = answered * original - right
+    mean = lost.sum() / answered.sum()
+    # An image that was answered several times counts once towards how much is known.
+    return float(100 * mean), float(196 * np.sqrt(np.square(lost - answered * mean).sum()) / answered.sum())
 
 
 def _summarise_arm(measured: list[Measured]) -> dict[str, float]:

@@ -60,7 +60,7 @@ def print_table(summary: Mapping[str, Any]) -> None:
     print(
         f"\npair / original {summary['measured_ratio']:.2f} measured, {summary['predicted_ratio']:.2f} by the programme; "
         f"pair / best plan without a host {summary['host_value']:.2f}; "
-        f"loss {summary['average_accuracy_loss_points']:.2f} points on test images; {summary['failed']} of "
+        f"loss {summary['average_accuracy_loss_points']:.2f} +- {summary['half_interval_95_points']:.2f} points on test images; {summary['failed']} of "
         f"{summary['failed'] + summary['requests']} requests failed; {summary['trainings']} trainings among "
         f"{summary['candidates']} paths; {summary['seconds']:.0f} s"
     )
