@@ -11,6 +11,7 @@ import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from code_ray.throughput import PathCost
 
 BATCH_SIZES = (16, 32, 64, 128)
 REPEATS = 7
+LONG_BATCH_S = 0.2
+"""What a call costs beside its samples, at most a few milliseconds, is nothing in a batch that takes so long: larger ones gain nothing."""
+
 MAX_SECONDS = 2.0
 """Past this no run is repeated more often than it takes for a median."""
 
@@ -84,12 +88,25 @@ def best_execution(
     repeats: int = 5,
 ) -> Execution:
     """The mode and batch size at which the whole service takes least time per sample."""
-    options = [
-        Execution(mode=mode, batch_size=size, seconds=time_modules(list(service.blocks), service.boundaries[0].shape, mode, size, repeats))
-        for mode in (modes or candidate_modes())
-        for size in batch_sizes
-    ]
+    blocks, in_shape = list(service.blocks), service.boundaries[0].shape
+    options = []
+    for mode in modes or candidate_modes():
+        seconds, size = fastest_size(partial(time_modules, blocks, in_shape, mode, repeats=repeats), batch_sizes)
+        options.append(Execution(mode=mode, batch_size=size, seconds=seconds))
     return min(options, key=lambda option: option.seconds)
+
+
+def fastest_size(seconds_at: Callable[[int], float], batch_sizes: Sequence[int]) -> tuple[float, int]:
+    """Least seconds per sample and the batch size that takes it; ``seconds_at`` of a batch size gives seconds per sample.
+
+    Sizes are tried from the smallest up, none beyond a batch that takes ``LONG_BATCH_S``.
+    """
+    tried: list[tuple[float, int]] = []
+    for size in sorted(batch_sizes):
+        tried.append((seconds_at(size), size))
+        if tried[-1][0] * size > LONG_BATCH_S:
+            break
+    return min(tried)
 
 
 class Profile(BaseModel):

@@ -19,7 +19,7 @@ from code_ray.errors import DeploymentError, PlanError
 from code_ray.metering import ComputeBucket
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, leg_key, load_leg_links
-from code_ray.profiling import candidate_modes, leg_out_shape, median_seconds
+from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
 from code_ray.runner import Leg, LegRunner, leg_modules, walk
 from code_ray.service import Preprocessing, Service, ServiceSpec
 from deployments.config import ProviderOptions
@@ -30,7 +30,7 @@ from deployments.worker import Array, HostedLeg, LegWorker
 logger = logging.getLogger("ray.serve")
 
 BATCH_SIZES = (16, 32, 64, 128)
-MODE_BATCH_SIZE = 32
+MODE_BATCH_SIZE = 16
 REPEATS = 3
 STUCK_S = 60.0
 """A chunk takes milliseconds; a server that has been at one for so long does not come back."""
@@ -115,7 +115,7 @@ class Provider:
                 else:
                     call, shape = _from_activations(runner, last), leg_out_shape(before, path, self._services)
                     example = to_wire(self._mode.cast(torch.rand(max(sizes), *shape)))
-                seconds, size = _fastest_size(call, example, sizes)
+                seconds, size = fastest_size(partial(_seconds_an_image, call, example), sizes)
                 guest = self._plan.placement[path.local] != self._name
                 hop_bytes = example[:1].nbytes + call(example[:1]).nbytes
                 packing = hop_bytes * self._pack_seconds_per_byte
@@ -183,6 +183,5 @@ def _fastest_mode(service: Service, device: str) -> ExecutionMode:
     return min(seconds, key=lambda mode: seconds[mode])
 
 
-def _fastest_size(call: Callable[[Array], Array], example: Array, sizes: tuple[int, ...]) -> tuple[float, int]:
-    """Seconds per image and batch size where that is least."""
-    return min((median_seconds(partial(call, example[:size]), REPEATS) / size, size) for size in sizes)
+def _seconds_an_image(call: Callable[[Array], Array], example: Array, size: int) -> float:
+    return median_seconds(partial(call, example[:size]), REPEATS) / size

@@ -14,6 +14,7 @@ from code_ray.profiling import (
     Profile,
     best_execution,
     candidate_modes,
+    fastest_size,
     leg_out_shape,
     measure_profile,
     median_seconds,
@@ -218,3 +219,24 @@ def test_times_are_per_sample(tiny_service: Service) -> None:
     elapsed = time.perf_counter() - started
     # Two warm-ups and five runs of 16 samples; a median stands for at least the three slower runs.
     assert 3 * 16 * per_sample <= elapsed
+
+
+@pytest.mark.parametrize(
+    ("seconds_a_batch", "tried", "best"),
+    [
+        ({16: 0.016, 32: 0.024, 64: 0.032}, [16, 32, 64], 64),
+        ({16: 0.016, 32: 0.024, 64: 0.064}, [16, 32, 64], 32),
+        ({16: 0.16, 32: 0.31, 64: 0.5}, [16, 32], 32),
+        ({16: 0.21, 32: 0.3, 64: 0.5}, [16], 16),
+    ],
+    ids=["the largest", "one that fits", "the first long one counts", "long from the start"],
+)
+def test_no_batch_is_tried_beyond_one_that_takes_long(seconds_a_batch: dict[int, float], tried: list[int], best: int) -> None:
+    asked: list[int] = []
+
+    def seconds_at(size: int) -> float:
+        asked.append(size)
+        return seconds_a_batch[size] / size
+
+    assert fastest_size(seconds_at, (64, 16, 32)) == (seconds_a_batch[best] / best, best)
+    assert asked == tried
