@@ -24,6 +24,7 @@ PLANNED: tuple[Role, ...] = ("search", "rival", "skip")
 """Roles of trainings that a plan may be made of: a skip is a control of what it replaces, and as good a path as any."""
 
 UNPLANNED: tuple[Role, ...] = ("random_host", "links_only")
+"""Controls that no plan is made of: nothing that is asked later depends on how they end."""
 
 SCORE_FIELDS = tuple(field.name for field in fields(Score))
 """What the record of a scored path holds of its score."""

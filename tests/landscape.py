@@ -124,3 +124,13 @@ def trainings_until(of: Sampler, value: float) -> int:
         if of.objective.value(of.known) >= value:
             return len(of.trained)
     raise AssertionError(f"{of.stopped_because} before {value} was reached")
+
+
+def turns(of: Sampler) -> list[tuple[Proposal, ...]]:
+    """All that is asked until the sampler stops, each batch told before the next is asked."""
+    found = []
+    while proposals := of.ask():
+        found.append(proposals)
+        for proposal in proposals:
+            evaluate(of, proposal)
+    return found

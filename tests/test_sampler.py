@@ -19,29 +19,15 @@ from landscape import (
     run,
     sampler,
     trainings_until,
+    turns,
 )
 
 from code_ray.greedy_sampler import LEAST_TRAININGS
 from code_ray.path import InferencePath, path_from_vector
-from code_ray.sampler import Proposal, Sampler, Stopping
+from code_ray.sampler import Proposal, Stopping
 
 GREEDY: tuple[Name, ...] = ("gp", "constant", "random")
 FEW = CANDIDATES[::30]
-
-
-def start(of: Sampler) -> list[tuple[Proposal, ...]]:
-    """All batches that are asked before anything was told."""
-    return list(iter(of.ask, ()))
-
-
-def turns(of: Sampler) -> list[tuple[Proposal, ...]]:
-    """All that is asked until the sampler stops, each batch told before the next is asked."""
-    found = []
-    while proposals := of.ask():
-        found.append(proposals)
-        for proposal in proposals:
-            evaluate(of, proposal)
-    return found
 
 
 def test_the_gp_finds_97_percent_of_the_best_plan_with_far_fewer_trainings_than_without_a_forecast() -> None:

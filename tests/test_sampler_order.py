@@ -21,6 +21,7 @@ from landscape import (
     faster,
     sampler,
     trainings_until,
+    turns,
 )
 
 from code_ray.acquisition import NODES, expected_improvement
@@ -35,16 +36,6 @@ from code_ray.throughput import Limits
 def start(of: Sampler) -> list[tuple[Proposal, ...]]:
     """All batches that are asked before anything was told."""
     return list(iter(of.ask, ()))
-
-
-def turns(of: Sampler) -> list[tuple[Proposal, ...]]:
-    """All that is asked until the sampler stops, each batch told before the next is asked."""
-    found = []
-    while proposals := of.ask():
-        found.append(proposals)
-        for proposal in proposals:
-            evaluate(of, proposal)
-    return found
 
 
 @pytest.mark.parametrize("name", ["gp", "constant"])
