@@ -30,7 +30,7 @@ from deployments.worker import Array, HostedLeg, LegWorker
 logger = logging.getLogger("ray.serve")
 
 BATCH_SIZES = (16, 32, 64, 128)
-MODE_BATCH_SIZE = 16
+MODE_BATCH_SIZE = 32
 REPEATS = 3
 STUCK_S = 60.0
 """A chunk takes milliseconds; a server that has been at one for so long does not come back."""
