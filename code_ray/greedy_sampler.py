@@ -202,18 +202,21 @@ class GreedySampler(Sampler):
         gains = self._gains(open_indices, mean[:n], std[:n], known)
         being_scored = {self.index[p.path] for p in self._pending if p.fidelity == "fit"}
         ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if i not in being_scored}
+        scorable = {index for group in self._groups.values() for index in self._unscored(group)}
         if max(ready.values(), default=0.0) <= max(0.0, self.stopping.epsilon):
             if self._pending:
                 return ()
-            if self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience):
+            tested = self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience)
+            # The good end of what may be: of scores, which cost little, to the end of the interval that is reported.
+            hopes = self._accuracies(mean[:n] - (1.96 if tested else 1.0) * std[:n])
+            values = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
+            ready = {i: float(value) - self.objective.value(known) for i, value in zip(open_indices, values, strict=True)}
+            if tested:
+                ready = {i: hope for i, hope in ready.items() if i in scorable and hope > self.stopping.epsilon}
+            if not ready:
                 self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
                 return ()
-            # Nothing promises much, but the forecasts are untested: try what would serve most if it came out well.
-            hopes = self._accuracies(mean[:n] - std[:n])
-            values = self.objective.values_with(known, [self.candidates[i] for i in open_indices], hopes[None])[0]
-            ready = dict(zip(open_indices, values.tolist(), strict=True))
         best = max(ready, key=lambda i: ready[i])
-        scorable = {index for group in self._groups.values() for index in self._unscored(group)}
         if best in scorable:
             worth = {i: gain for i, gain in ready.items() if i in scorable and gain >= WORTH_SCORING * ready[best]}
             group = next(group for group in self._groups.values() if best in group)

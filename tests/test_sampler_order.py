@@ -132,3 +132,18 @@ def test_no_more_paths_are_scored_than_the_screen_allows(screen: int, failing: b
     assert len({*scored}) == len(scored) <= screen
     if not failing:
         assert len(scored) == screen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_search_ends_for_lack_of_hope_before_what_may_still_serve_more_was_scored(seed: int) -> None:
+    searching = sampler("gp", Stopping(40, 40, 0.05), screen=len(CANDIDATES), seed=seed)
+    scored = {p.path for batch in turns(searching) for p in batch if p.fidelity == "fit"}
+    assert searching.stopped_because == "no path left is expected to gain 0.05"
+    assert len(scored) < len(CANDIDATES) - 10
+    value = searching.objective.value(searching.known)
+    for candidate in searching.candidates:
+        if candidate.path not in scored | {*searching.trained}:
+            expected = searching.expected_range(candidate.path)
+            assert expected is not None
+            # The range is wider by what chance makes of a training than what the search looks at: some gain is left beyond its end.
+            assert searching.objective.value({**searching.known, candidate.path: (candidate.cost, expected[1])}) < value + 0.1
