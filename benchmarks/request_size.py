@@ -59,7 +59,7 @@ async def _measure(plan: Plan, best: Execution, url: str) -> list[dict[str, Any]
         for size in SIZES:
             load = Load(url, plan.local, data.test, size, max(4, IMAGES_IN_FLIGHT // size))
             for arm, use in (("original", ()), ("pair", None)):
-                await router.reconfigure.remote(RouterSettings(use=use).model_dump(mode="json"))
+                await router.reconfigure.remote(RouterSettings(use=use, steering="plan").model_dump(mode="json"))
                 measured = await load.run(SECONDS, data.labels)
                 rows.append(
                     {

@@ -41,8 +41,19 @@ class Client:
         # No proxy of the environment: a deployment is reached directly.
         self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
-    def predict(self, service: str, images: npt.NDArray[np.uint8], *, path: str | None = None) -> Prediction:
-        """Classify ``images``, uint8 (n, *image_shape), with ``service``; ``path`` asks for one of its paths by id.
+    def predict(
+        self,
+        service: str,
+        images: npt.NDArray[np.uint8],
+        *,
+        path: str | None = None,
+        min_accuracy: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> Prediction:
+        """Classify ``images``, uint8 (n, *image_shape), with ``service``.
+
+        ``path`` asks for one of its paths by id, ``min_accuracy`` (a fraction) for one that is so accurate, ``deadline_ms`` for an
+        answer within so many milliseconds of its arrival at the server.
 
         Raises:
             RequestError: with the HTTP ``status`` the server answered; 503 where it cannot be reached, 504 past the timeout.
@@ -50,7 +61,7 @@ class Client:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim < 2:
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             raise RequestError(f"images are {found}; give a uint8 array (n, height, width) or (n, height, width, 3)", status=422)
-        body, headers = encode_request(images, path)
+        body, headers = encode_request(images, path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
         response = self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
 

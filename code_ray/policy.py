@@ -1,11 +1,13 @@
 """Which path the next request takes (DESIGN 3.5). Pure: no Ray, no clock of its own.
 
-Requests follow the plan's rates, counted in images; a path whose host refused or failed a moment ago is left out.
+Requests follow the plan's rates, counted in images, as far as the load asks for it (see ``load``); a path whose host refused or
+failed a moment ago is left out. A request may name the accuracy it needs and the time it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 
 from code_ray.errors import RequestError
 
@@ -33,10 +35,13 @@ class RatePolicy:
         total = sum(rates.values())
         self.shares = {path: rate / total for path, rate in rates.items() if rate > 0} if total > 0 else {ORIGINAL: 1.0}
         self._known = frozenset({*rates, ORIGINAL})
-        self._credit = {path: self._credit.get(path, 0.0) for path in self.shares}
+        self._credit = {path: self._credit.get(path, 0.0) for path in (ORIGINAL, *self.shares)}
 
-    def choose(self, images: int, now: float, pinned: str | None = None) -> str:
+    def choose(self, images: int, now: float, pinned: str | None = None, level: float = 1.0, among: Collection[str] | None = None) -> str:
         """The path id for a request of ``images`` images at time ``now`` (seconds of any clock that only goes forward).
+
+        ``level`` 1 follows the rates, 0 takes the original alone, and in between the shares are in between. ``among``: the paths
+        that serve this request, the best first (None: all).
 
         Raises:
             RequestError: 400 where ``pinned`` names no path that may be used.
@@ -45,12 +50,15 @@ class RatePolicy:
             if pinned not in self._known:
                 raise RequestError(f"path {pinned!r} is not one that may be used; there are: {', '.join(sorted(self._known))}")
             return pinned
-        healthy = [path for path in self.shares if self._out_until.get(path, 0.0) <= now]
+        shares = {path: level * share for path, share in self.shares.items()}
+        shares[ORIGINAL] = shares.get(ORIGINAL, 0.0) + 1.0 - level
+        fitting = [path for path in (shares if among is None else among) if self._out_until.get(path, 0.0) <= now]
+        healthy = [path for path in fitting if shares.get(path, 0.0) > 0]
         if not healthy:
-            return ORIGINAL
-        weight = sum(self.shares[path] for path in healthy)
+            return next(iter(fitting), ORIGINAL)
+        weight = sum(shares[path] for path in healthy)
         for path in healthy:
-            self._credit[path] += images * self.shares[path] / weight
+            self._credit[path] += images * shares[path] / weight
         chosen = max(healthy, key=lambda path: self._credit[path])
         self._credit[chosen] -= images
         return chosen
@@ -60,3 +68,30 @@ class RatePolicy:
         if path != ORIGINAL:
             self._out_until[path] = now + seconds
             self._credit[path] = 0.0
+
+
+def fitting_paths(
+    accuracies: Mapping[str, float], expected_s: Mapping[str, float], min_accuracy: float | None, deadline_s: float | None
+) -> list[str]:
+    """Ids of the paths that are accurate enough and expected to answer in time, the most accurate first.
+
+    ``accuracies`` (fractions) and ``expected_s`` (seconds from now to an answer) by path id.
+
+    Raises:
+        RequestError: 422 where no path is so accurate, 503 where none is expected to be in time, with the time to wait.
+    """
+    best = max(accuracies.values())
+    accurate = [path for path, accuracy in accuracies.items() if min_accuracy is None or accuracy >= min_accuracy]
+    if not accurate:
+        raise RequestError(f"no path has min_accuracy {min_accuracy:g}; the most accurate has {best:.4f}", status=422)
+    accurate.sort(key=lambda path: -accuracies[path])
+    if deadline_s is None:
+        return accurate
+    if in_time := [path for path in accurate if expected_s[path] <= deadline_s]:
+        return in_time
+    soonest = min(expected_s[path] for path in accurate)
+    raise RequestError(
+        f"an answer would take {1e3 * soonest:.0f} ms, deadline_ms is {1e3 * deadline_s:.0f}; send fewer images, later, or with more time",
+        status=503,
+        retry_after_s=math.ceil(soonest - deadline_s),
+    )

@@ -20,6 +20,7 @@ from code_ray.errors import RequestError
 HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("logits", "label")
 INPUT = "images"
+MAX_DEADLINE_MS = 3_600_000.0
 
 ImageArray = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -28,13 +29,18 @@ _DTYPES: dict[str, type[np.uint8] | type[np.float32]] = {"UINT8": np.uint8, "FP3
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1."""
+    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1.
+
+    ``path``: the id of the path to try first. ``min_accuracy`` (a fraction) and ``deadline_s`` (seconds): what it needs.
+    """
 
     images: ImageArray
     id: str | None = None
     outputs: tuple[str, ...] = OUTPUTS
     binary_outputs: bool = False
     path: str | None = None
+    min_accuracy: float | None = None
+    deadline_s: float | None = None
 
 
 def decode_request(body: bytes, header_length: str | None, image_shape: Sequence[int], max_images: int) -> InferRequest:
@@ -54,15 +60,18 @@ def decode_request(body: bytes, header_length: str | None, image_shape: Sequence
     for name, value in (("id", identifier), ("parameters.path", path)):
         if value is not None and not isinstance(value, str):
             raise RequestError(f"{name!r} must be a string; got {_short(value)}")
-    return InferRequest(images, identifier, requested, binary, path)
+    min_accuracy = _number(parameters, "min_accuracy", 1.0)
+    deadline_ms = _number(parameters, "deadline_ms", MAX_DEADLINE_MS)
+    deadline_s = None if deadline_ms is None else deadline_ms / 1e3
+    return InferRequest(images, identifier, requested, binary, path, min_accuracy, deadline_s)
 
 
-def encode_request(images: npt.NDArray[np.uint8], path: str | None = None) -> tuple[bytes, dict[str, str]]:
-    """Body and HTTP headers of a binary request for uint8 images (n, ...)."""
+def encode_request(images: npt.NDArray[np.uint8], **wishes: str | float | None) -> tuple[bytes, dict[str, str]]:
+    """Body and HTTP headers of a binary request for uint8 images (n, ...); ``wishes``: path, min_accuracy, deadline_ms."""
     raw = np.ascontiguousarray(images, dtype=np.uint8)
     header: dict[str, Any] = {
         "inputs": [{"name": INPUT, "shape": list(raw.shape), "datatype": "UINT8", "parameters": {"binary_data_size": raw.nbytes}}],
-        "parameters": {"binary_data_output": True} | ({"path": path} if path else {}),
+        "parameters": {"binary_data_output": True} | {name: value for name, value in wishes.items() if value is not None},
     }
     return _join(header, [raw.tobytes()])
 
@@ -214,6 +223,15 @@ def _unpack_strings(raw: bytes) -> list[str]:
         texts.append(raw[position + 4 : position + 4 + length].decode())
         position += 4 + length
     return texts
+
+
+def _number(parameters: Mapping[str, Any], name: str, most: float) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise RequestError(f"'parameters.{name}' must be a number above 0, at most {most:g}; got {_short(value)}", status=422)
+    return float(value)
 
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _router(
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_ONGOING,
         backpressure_config=BACKPRESSURE,
-        user_config=RouterSettings(use=options.use, applications=applications).model_dump(mode="json"),
+        user_config=RouterSettings(use=options.use, steering=options.steering, applications=applications).model_dump(mode="json"),
         logging_config=LOGGING,
         **HEALTH,
     )(Router)

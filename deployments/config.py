@@ -12,6 +12,7 @@ from code_ray.blocks import ExecutionMode
 DEFAULT_RUN_DIR = Path(__file__).parent / "default_plan"
 """The plan that ships with the package."""
 
+Steering = Literal["load", "plan"]
 ModeName = Literal["auto", "float32", "float32+channels_last", "bfloat16", "bfloat16+channels_last"]
 
 
@@ -51,6 +52,7 @@ class RouterOptions(_Options):
 
     ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s``
     the whole request. ``use``: ids of the planned paths that may be used (None: all); the original always may.
+    ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
     """
 
     replicas: int = Field(1, ge=1)
@@ -60,6 +62,7 @@ class RouterOptions(_Options):
     path_deadline_s: float = Field(5.0, gt=0)
     request_deadline_s: float = Field(15.0, gt=0)
     use: tuple[str, ...] | None = None
+    steering: Steering = "load"
 
 
 class RouterSettings(_Options):
@@ -69,6 +72,7 @@ class RouterSettings(_Options):
     """
 
     use: tuple[str, ...] | None = None
+    steering: Steering = "load"
     applications: dict[str, str] = {}
 
 

@@ -56,8 +56,8 @@ def error_response(error: RequestError) -> Response:
     return json_response({"error": str(error)}, error.status, headers)
 
 
-def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]]) -> dict[str, Any]:
-    """The protocol's metadata of a service; ``paths`` (id, kind, rate) go into its parameters."""
+def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]], level: float) -> dict[str, Any]:
+    """The protocol's metadata of a service; ``paths`` (id, kind, share) and the load's ``level`` go into its parameters."""
     return {
         "name": spec.name,
         "versions": ["1"],
@@ -67,5 +67,5 @@ def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]]) -> dict[str
             {"name": "logits", "datatype": "FP32", "shape": [-1, len(spec.labels)]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
         ],
-        "parameters": {"paths": paths},
+        "parameters": {"paths": paths, "load_level": level},
     }

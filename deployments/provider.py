@@ -67,9 +67,9 @@ class Provider:
         logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._mode, len(self._legs))
 
     async def describe(self) -> ProviderReport:
-        """Execution mode, and per leg the seconds per image measured so far, packing included."""
+        """Execution mode, seconds computed so far, and per leg the seconds per image as measured so far, packing included."""
         legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._legs.items()}
-        return ProviderReport(self._name, str(self._mode), legs)
+        return ProviderReport(self._name, str(self._mode), legs, self._worker.busy_seconds())
 
     async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
         """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.

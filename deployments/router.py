@@ -20,13 +20,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from code_ray.errors import ConfigError, DeploymentError, RequestError
+from code_ray.load import LoadLevel
 from code_ray.plan import Plan
-from code_ray.policy import ORIGINAL, RatePolicy
+from code_ray.policy import ORIGINAL, RatePolicy, fitting_paths
 from code_ray.service import ServiceSpec
 from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_response
 from deployments.config import RouterOptions, RouterSettings
 from deployments.messages import error_response, json_response, read_body, service_metadata
-from deployments.routes import ProviderReport, Refusal, Route, check_use, make_routes, solve_rates
+from deployments.routes import ProviderReport, Refusal, Route, UnderWay, check_use, make_routes, solve_rates
 from deployments.worker import Array
 
 logger = logging.getLogger("ray.serve")
@@ -62,6 +63,10 @@ class Router:
         self._providers = sorted(set(plan.placement.values()))
         self._reports: dict[str, ProviderReport] = {}
         self._rates: dict[str, float] = {}
+        share = 1.0 / options.replicas
+        self._load = LoadLevel(share)
+        self._observed: tuple[float, float] | None = None  # when, and what the local server had computed by then
+        self._under_way = UnderWay(share)
         self._stale = asyncio.Event()
         self._refresher: asyncio.Task[None] | None = None
 
@@ -119,7 +124,7 @@ class Router:
                 return json_response({"ready": ready}, 200 if ready else 503)
             case ["models", service]:
                 spec = self._spec(service)
-                return json_response(service_metadata(spec, self._describe_paths(service)))
+                return json_response(service_metadata(spec, self._describe_paths(service), self._level(service)))
             case ["models", service, "ready"]:
                 ready = self._is_ready(self._spec(service).name)
                 return json_response({"name": service, "ready": ready}, 200 if ready else 503)
@@ -151,13 +156,28 @@ class Router:
         content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)
         return Response(content, headers=headers)
 
+    def _level(self, service: str) -> float:
+        """How far requests of a service follow the plan's rates; a host's own service has none to follow."""
+        by_load = service == self._plan.local and self._settings.steering == "load"
+        return self._load.level(time.monotonic()) if by_load else 1.0
+
+    def _choose(self, service: str, request: InferRequest, now: float) -> Route:
+        routes, policy = self._routes[service], self._policies[service]
+        among = None
+        if request.min_accuracy is not None or request.deadline_s is not None:
+            usable = [
+                route for route in routes.values() if route.id == ORIGINAL or (route.id in self._rates and route.is_hosted(self._reports))
+            ]
+            expected = {route.id: self._under_way.expected(route, len(request.images), self._reports) for route in usable}
+            among = fitting_paths({route.id: route.accuracy for route in usable}, expected, request.min_accuracy, request.deadline_s)
+        return routes[policy.choose(len(request.images), now, request.path, self._level(service), among)]
+
     async def _infer(self, service: str, request: InferRequest) -> tuple[Array, Route]:
         """Logits and the route that made them: the chosen one, or the original where that refuses or fails."""
         now = time.monotonic()
-        end = now + self._options.request_deadline_s
-        routes, policy = self._routes[service], self._policies[service]
-        chosen = policy.choose(len(request.images), now, request.path)
-        attempts = [routes[chosen], routes[ORIGINAL]]
+        end = now + min(self._options.request_deadline_s, request.deadline_s or self._options.request_deadline_s)
+        policy = self._policies[service]
+        attempts = [self._choose(service, request, now), self._routes[service][ORIGINAL]]
         failure = RequestError("no attempt was made", status=503)
         for attempt, route in enumerate(attempts):
             last = attempt == len(attempts) - 1
@@ -166,7 +186,7 @@ class Router:
                 failure = RequestError(f"{service!r} is not up yet; send the request again", status=503, retry_after_s=1)
                 continue
             try:
-                result = await asyncio.wait_for(self._call(route, request.images), budget)
+                result = await self._attempt(service, route, request.images, budget)
             except TimeoutError:
                 failure = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
                 result = None
@@ -185,6 +205,21 @@ class Router:
             else:
                 return result, route
         raise failure
+
+    async def _attempt(self, service: str, route: Route, images: Array, budget_s: float) -> Array | Refusal:
+        """One route; what it takes of each server is known to the load while it is under way."""
+        work = route.work(len(images), self._reports)
+        local, original = self._plan.placement[self._plan.local], self._routes[self._plan.local][ORIGINAL]
+        counts = service == self._plan.local
+        if counts:
+            self._load.begin(work.get(local, 0.0), original.work(len(images), self._reports).get(local, 0.0), time.monotonic())
+        self._under_way.add(work)
+        try:
+            return await asyncio.wait_for(self._call(route, images), budget_s)
+        finally:
+            self._under_way.remove(work)
+            if counts:
+                self._load.end(work.get(local, 0.0))
 
     async def _call(self, route: Route, images: Array) -> Array | Refusal:
         value: Any = images
@@ -207,10 +242,21 @@ class Router:
         """Ask all providers for their times and solve the plan's rates again; whether all have answered."""
         reports = await asyncio.gather(*(self._ask(provider, deadline_s) for provider in self._providers))
         self._reports = {report.provider: report for report in reports if report is not None}
+        self._observe(time.monotonic())
         routes = list(self._routes[self._plan.local].values())
         self._rates = solve_rates(routes, self._plan, self._reports, self._settings.use)
         self._policies[self._plan.local].set_rates(self._rates)
         return len(self._reports) == len(self._providers)
+
+    def _observe(self, now: float) -> None:
+        """Tell the load how busy the local server was since it was last asked."""
+        report = self._reports.get(self._plan.placement[self._plan.local])
+        if report is None:
+            return
+        # A server that was replaced counts from 0 again.
+        if self._observed is not None and report.busy_seconds >= self._observed[1] and now > self._observed[0]:
+            self._load.observe((report.busy_seconds - self._observed[1]) / (now - self._observed[0]))
+        self._observed = now, report.busy_seconds
 
     async def _ask(self, provider: str, deadline_s: float) -> ProviderReport | None:
         try:

@@ -31,11 +31,14 @@ class LegReport:
 
 @dataclass(frozen=True)
 class ProviderReport:
-    """What a provider tells routers of itself: the execution mode, and the legs it hosts by key."""
+    """What a provider tells routers of itself: the execution mode, the legs it hosts by key, and how many seconds it has
+    computed since it is up.
+    """
 
     provider: str
     mode: str
     legs: Mapping[str, LegReport]
+    busy_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,32 @@ class Route:
         for hop in self.hops:
             seconds[hop.provider] = seconds.get(hop.provider, 0.0) + reports[hop.provider].legs[hop.key].seconds
         return PathCost(seconds)
+
+    def work(self, images: int, reports: Mapping[str, ProviderReport]) -> dict[str, float]:
+        """Seconds of each server that so many images take; of a route that is not up, none."""
+        return {name: images * seconds for name, seconds in self.cost(reports).seconds.items()} if self.is_hosted(reports) else {}
+
+
+class UnderWay:
+    """Seconds of each server that requests under way take, for what the next would wait; a router sees a ``share`` of all."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._seconds: dict[str, float] = {}
+
+    def add(self, work: Mapping[str, float]) -> None:
+        """A request with so many seconds of work by server began."""
+        for provider, seconds in work.items():
+            self._seconds[provider] = self._seconds.get(provider, 0.0) + seconds
+
+    def remove(self, work: Mapping[str, float]) -> None:
+        """It ended."""
+        for provider, seconds in work.items():
+            self._seconds[provider] = max(0.0, self._seconds[provider] - seconds)
+
+    def expected(self, route: Route, images: int, reports: Mapping[str, ProviderReport]) -> float:
+        """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs."""
+        return sum(self._seconds.get(name, 0.0) / self._share + seconds for name, seconds in route.work(images, reports).items())
 
 
 def hosted_paths(plan: Plan, num_blocks: Mapping[str, int]) -> list[tuple[PlannedPath, InferencePath]]:

@@ -69,6 +69,7 @@ class LegWorker:
         self._promised = {True: 0.0, False: 0.0}
         self._condition = threading.Condition()
         self._busy_since: float | None = None
+        self._worked = 0.0
         self._thread = threading.Thread(target=self._run, args=(threads,), name="legs", daemon=True)
         self._thread.start()
 
@@ -97,6 +98,11 @@ class LegWorker:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def busy_seconds(self) -> float:
+        """Seconds that the thread has worked since it began, the current chunk included."""
+        with self._condition:
+            return self._worked + (0.0 if self._busy_since is None else time.monotonic() - self._busy_since)
+
     def _settle(self, guest: bool, seconds: float) -> None:
         with self._condition:
             self._promised[guest] -= seconds
@@ -105,6 +111,8 @@ class LegWorker:
         torch.set_num_threads(threads)
         while True:
             with self._condition:
+                if self._busy_since is not None:
+                    self._worked += time.monotonic() - self._busy_since
                 self._busy_since = None
                 while not (taken := self._take()):
                     self._condition.wait()

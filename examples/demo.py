@@ -42,7 +42,7 @@ from code_ray.runner import LegRunner
 from code_ray.service import Service
 from code_ray.zoo import get_service
 from deployments import build_app
-from deployments.config import AppOptions, RouterSettings
+from deployments.config import AppOptions, RouterOptions, RouterSettings
 from examples.load import Load, Measured
 from examples.pictures import draw_demo, print_table
 
@@ -132,7 +132,7 @@ def deployed(run_dir: Path) -> Iterator[str]:
     try:
         port = _free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build_app(AppOptions(run_dir=run_dir)), route_prefix="/")
+        serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
         ray.shutdown()
@@ -155,7 +155,7 @@ async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Roun
     for number in range(budget.rounds):
         rounds.bare_torch.append(await asyncio.to_thread(bare))
         for arm in (*ARMS[number % 3 :], *ARMS[: number % 3]):
-            await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm)).model_dump(mode="json"))
+            await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm), steering="plan").model_dump(mode="json"))
             # All arms of a round begin at the same image: on a slow machine they would have few in common otherwise.
             measured = await load.run(budget.seconds, data.labels, number / budget.rounds)
             if not measured.images:

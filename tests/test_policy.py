@@ -106,3 +106,33 @@ def test_an_unknown_pin_lists_what_there_is() -> None:
     with pytest.raises(RequestError, match="path 'z' is not one that may be used; there are: a, b, original") as caught:
         RatePolicy(RATES).choose(1, 0.0, pinned="z")
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(("level", "original"), [(0.0, 100), (0.25, 90), (0.5, 80), (1.0, 60)])
+def test_shares_move_with_the_level_from_the_original_to_the_rates(level: float, original: int) -> None:
+    policy = RatePolicy(RATES)
+    taken = Counter(policy.choose(1, 0.0, level=level) for _ in range(100))
+    assert taken[ORIGINAL] == pytest.approx(original, abs=1)
+    assert taken["a"] == pytest.approx(30 * level, abs=1)
+
+
+def test_a_level_that_rises_does_not_bring_what_was_not_borrowed_before() -> None:
+    policy = RatePolicy(RATES)
+    for _ in range(1000):
+        policy.choose(1, 0.0, level=0.0)
+    taken = Counter(policy.choose(1, 0.0) for _ in range(100))
+    assert taken["a"] == pytest.approx(30, abs=2)
+
+
+def test_only_paths_that_fit_are_taken_in_the_rates_between_them() -> None:
+    policy = RatePolicy(RATES)
+    assert Counter(policy.choose(1, 0.0, among=["b", "a"]) for _ in range(40)) == {"a": 30, "b": 10}
+
+
+def test_where_no_path_of_the_rates_fits_the_best_that_does_is_taken() -> None:
+    policy = RatePolicy({ORIGINAL: 1.0, "a": 0.0, "b": 0.0})
+    assert policy.choose(1, 0.0, among=["b", "a"]) == "b"
+    policy.leave_out("b", 0.0)
+    assert policy.choose(1, 0.0, among=["b", "a"]) == "a"
+    policy.leave_out("a", 0.0)
+    assert policy.choose(1, 0.0, among=["b", "a"]) == ORIGINAL

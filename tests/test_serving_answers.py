@@ -18,7 +18,7 @@ from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
 
 # Longer than a deadline on a busy machine: what is shown here are answers, not times.
-PATIENT = RouterOptions(path_deadline_s=60, request_deadline_s=120, max_request_bytes=4 << 20)
+PATIENT = RouterOptions(path_deadline_s=60, request_deadline_s=120, max_request_bytes=4 << 20, steering="plan")
 
 
 @pytest.fixture(scope="module")

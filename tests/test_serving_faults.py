@@ -18,7 +18,7 @@ from deployments import build_app
 from deployments.config import AppOptions, RouterOptions, RouterSettings
 
 PATH_DEADLINE_S = 2.0
-LIMITS = RouterOptions(path_deadline_s=PATH_DEADLINE_S, request_deadline_s=60)
+LIMITS = RouterOptions(path_deadline_s=PATH_DEADLINE_S, request_deadline_s=60, steering="plan")
 # A load must not run into the bucket of borrowed seconds: what is shown here is something else.
 HOST_OPTIONS = FIXED.model_copy(update={"burst_s": 1000.0})
 
@@ -38,7 +38,7 @@ def only_the_cross_path(url: str, served_run: Run) -> None:
 
 
 def use_only(*paths: str) -> None:
-    handle_of("router").reconfigure.remote(RouterSettings(use=paths).model_dump(mode="json")).result(timeout_s=60)
+    handle_of("router").reconfigure.remote(RouterSettings(use=paths, steering="plan").model_dump(mode="json")).result(timeout_s=60)
 
 
 def share(url: str, path: str) -> float:

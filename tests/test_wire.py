@@ -43,7 +43,7 @@ floats = st.integers(1, MAX_IMAGES).flatmap(
 
 @given(images, st.none() | st.text(min_size=1))
 def test_binary_requests_come_through(value: npt.NDArray[np.uint8], path: str | None) -> None:
-    body, headers = encode_request(value, path)
+    body, headers = encode_request(value, path=path)
     request = decode(body, headers[HEADER_LENGTH])
     assert request.images.dtype == np.uint8
     assert np.array_equal(request.images, value)

@@ -260,9 +260,20 @@ def test_a_worker_knows_how_long_it_has_been_at_a_chunk() -> None:
     desk.keep_busy()
     time.sleep(0.01)
     assert 0.01 <= desk.worker.stuck_for() < LONG_S
+    assert desk.worker.busy_seconds() >= 0.01
     done = desk.submit("own", np.array([1]))
     desk.opened.set()
     results(done)
+
+
+def test_a_worker_counts_the_seconds_it_worked_and_not_those_it_waited() -> None:
+    desk = Desk(own=leg(lambda v: time.sleep(0.05) or v))  # type: ignore[func-returns-value]
+    results(desk.submit("own", np.array([1])))
+    time.sleep(0.5)
+    before = desk.worker.busy_seconds()
+    assert 0.05 <= before < 0.4
+    results(desk.submit("own", np.array([1])))
+    assert desk.worker.busy_seconds() >= before + 0.05
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
