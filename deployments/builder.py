@@ -14,8 +14,8 @@ from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
 from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterAppOptions, RouterOptions, RouterSettings
 from deployments.provider import Provider
-from deployments.router import Router, provider_deployment
-from deployments.routes import check_use
+from deployments.router import Router
+from deployments.routes import check_use, provider_deployment
 from deployments.stores import check_blocks, open_plan, stored_spec
 
 # Short enough that a dead replica is replaced in seconds, long enough for a busy machine.

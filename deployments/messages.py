@@ -56,8 +56,8 @@ def error_response(error: RequestError) -> Response:
     return json_response({"error": str(error)}, error.status, headers)
 
 
-def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]], level: float) -> dict[str, Any]:
-    """The protocol's metadata of a service; ``paths`` (id, kind, share) and the load's ``level`` go into its parameters."""
+def service_metadata(spec: ServiceSpec, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The protocol's metadata of a service; ``parameters`` are what the router says of it."""
     return {
         "name": spec.name,
         "versions": ["1"],
@@ -67,5 +67,5 @@ def service_metadata(spec: ServiceSpec, paths: list[dict[str, Any]], level: floa
             {"name": "logits", "datatype": "FP32", "shape": [-1, len(spec.labels)]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
         ],
-        "parameters": {"paths": paths, "load_level": level},
+        "parameters": parameters,
     }

@@ -69,7 +69,8 @@ class Provider:
     async def describe(self) -> ProviderReport:
         """Execution mode, seconds computed so far, and per leg the seconds per image as measured so far, packing included."""
         legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._legs.items()}
-        return ProviderReport(self._name, str(self._mode), legs, self._worker.busy_seconds())
+        busy, for_guests = self._worker.busy_seconds()
+        return ProviderReport(self._name, str(self._mode), legs, time.monotonic(), busy, for_guests)
 
     async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
         """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.

@@ -31,14 +31,16 @@ class LegReport:
 
 @dataclass(frozen=True)
 class ProviderReport:
-    """What a provider tells routers of itself: the execution mode, the legs it hosts by key, and how many seconds it has
-    computed since it is up.
+    """What a provider tells routers of itself: the execution mode, the legs it hosts by key; by its clock, at ``at``, the seconds
+    that it has computed since it is up, and those of them for guests.
     """
 
     provider: str
     mode: str
     legs: Mapping[str, LegReport]
+    at: float = 0.0
     busy_seconds: float = 0.0
+    guest_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class UnderWay:
     def expected(self, route: Route, images: int, reports: Mapping[str, ProviderReport]) -> float:
         """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs."""
         return sum(self._seconds.get(name, 0.0) / self._share + seconds for name, seconds in route.work(images, reports).items())
+
+
+def provider_deployment(provider: str) -> str:
+    """Name of a provider's deployment, and of its application where it has one of its own."""
+    return f"provider-{provider}"
 
 
 def hosted_paths(plan: Plan, num_blocks: Mapping[str, int]) -> list[tuple[PlannedPath, InferencePath]]:

@@ -69,7 +69,7 @@ class LegWorker:
         self._promised = {True: 0.0, False: 0.0}
         self._condition = threading.Condition()
         self._busy_since: float | None = None
-        self._worked = 0.0
+        self._worked = self._worked_for_guests = 0.0
         self._thread = threading.Thread(target=self._run, args=(threads,), name="legs", daemon=True)
         self._thread.start()
 
@@ -98,10 +98,10 @@ class LegWorker:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def busy_seconds(self) -> float:
-        """Seconds that the thread has worked since it began, the current chunk included."""
+    def busy_seconds(self) -> tuple[float, float]:
+        """Seconds that the thread has worked since it began, the current chunk included; and those for guests."""
         with self._condition:
-            return self._worked + (0.0 if self._busy_since is None else time.monotonic() - self._busy_since)
+            return self._worked + (0.0 if self._busy_since is None else time.monotonic() - self._busy_since), self._worked_for_guests
 
     def _settle(self, guest: bool, seconds: float) -> None:
         with self._condition:
@@ -165,6 +165,7 @@ class LegWorker:
         seconds = time.monotonic() - began
         with self._condition:
             if leg.guest:
+                self._worked_for_guests += seconds
                 self._bucket.charge(seconds, time.monotonic())
         weight = SMOOTHING * min(1.0, len(batch) / leg.batch_size)
         leg.seconds += weight * (seconds / len(batch) - leg.seconds)

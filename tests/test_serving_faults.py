@@ -79,7 +79,9 @@ def test_a_path_that_hangs_is_answered_by_the_original_within_the_same_request(u
             os.kill(host, signal.SIGCONT)
         assert answer.path == ORIGINAL
         assert seconds >= PATH_DEADLINE_S
+        assert client.metadata(LOCAL)["parameters"]["breakers"] == {"beta": "open"}
         eventually(lambda: client.predict(LOCAL, images, path=cross).path == cross, "the cross path did not come back")
+        assert client.metadata(LOCAL)["parameters"]["breakers"] == {"beta": "closed"}
     assert replica_id("provider-beta") == host
 
 

@@ -1,11 +1,14 @@
 """Live steering: a quiet service stays on its original path, an overloaded one borrows, and a request gets what it asks for."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from serving import FIXED, HOST, LOCAL, Images, Load, Run, eventually, make_run, make_service, running_serve
 
@@ -69,6 +72,42 @@ def test_an_overload_moves_to_the_plan_and_back(url: str, client: Client, images
     assert {path for begin, _, path in load.answers if begin < first} == {ORIGINAL}
     eventually(lambda: level(client) == 0, "the level does not fall")
     assert client.predict(LOCAL, images).path == ORIGINAL
+
+
+def exported() -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Labels and value of every sample of ours on this node's page for Prometheus."""
+    port = ray.nodes()[0]["MetricsExportPort"]  # type: ignore[no-untyped-call]
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
+    found = defaultdict(list)
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name.startswith("ray_code_ray_"):
+                found[sample.name.removeprefix("ray_code_ray_")].append((sample.labels, sample.value))
+    return found
+
+
+def test_prometheus_hears_of_it(client: Client, images: Images) -> None:
+    """Comes after an overload, which both kinds of paths have answered."""
+    answered = client.predict(LOCAL, images)
+    assert answered.path == ORIGINAL
+    # Ray exports every ten seconds or so.
+    eventually(lambda: any(labels["kind"] != ORIGINAL for labels, _ in exported()["images_total"]), "what was borrowed is not exported")
+    found = exported()
+    by_kind = Counter[str]()
+    for labels, value in found["images_total"]:
+        by_kind[labels["kind"]] += int(value)
+    assert by_kind["original"] > 0
+    assert by_kind.total() > by_kind["original"]
+    assert by_kind.total() % len(images) == 0
+    requests = by_kind.total() / len(images)
+    assert sum(value for labels, value in found["requests_total"] if labels["outcome"] == "answered") == requests
+    assert sum(value for _, value in found["latency_ms_count"]) == requests
+    assert sum(value for labels, value in found["path_share"]) == pytest.approx(1.0)
+    assert [labels["service"] for labels, _ in found["load_level"]] == [LOCAL]
+    assert [(labels["provider"], value) for labels, value in found["breaker"]] == [("beta", 0.0)]
+    utilisation = {labels["provider"]: value for labels, value in found["utilisation"]}
+    assert set(utilisation) == {"alpha", "beta"}
+    assert all(0 <= value <= 1.1 for value in utilisation.values())
 
 
 def test_a_request_gets_the_accuracy_it_asks_for_or_is_told_the_best_there_is(client: Client, images: Images) -> None:
