@@ -1,5 +1,5 @@
 """code_ray: deep-learning services borrow each other's idle blocks (CoDE)."""
 
-from code_ray.client import Client, Prediction
+from code_ray.client import AsyncClient, Client, Prediction
 
-__all__ = ["Client", "Prediction"]
+__all__ = ["AsyncClient", "Client", "Prediction"]

@@ -1,7 +1,8 @@
-"""A client of a running deployment: images in, labels, logits and the path taken out."""
+"""Clients of a running deployment, with and without asyncio: images in, labels, logits and the path taken out."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from code_ray.errors import RequestError
 from code_ray.wire import decode_response, encode_request
+
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 RETRY_S = 0.2
 """Wait before another attempt where the server names no time."""
@@ -28,16 +31,64 @@ class Prediction:
     path: str
 
 
+class _Calls:
+    """What the two clients share: how requests are built, answers judged, and when another attempt is worth it."""
+
+    def __init__(self, url: str, timeout_s: float, retries: int) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self.retries = retries
+
+    def judge(self, response: httpx.Response) -> httpx.Response:
+        """The answer.
+
+        Raises:
+            RequestError: where it is none; with ``retry_after_s`` where another attempt may help.
+        """
+        if response.is_success:
+            return response
+        reason = _reason(response)
+        # Serve answers 500 in its own words, without JSON, where a router was lost with the request.
+        safe = response.status_code in (429, 503) or (response.status_code == 500 and reason is None)
+        raise RequestError(
+            reason or f"HTTP {response.status_code}: {response.text[:200]}",
+            status=response.status_code,
+            retry_after_s=_retry_after(response) if safe else None,
+        )
+
+    def failure(self, error: httpx.TransportError | httpx.DecodingError) -> RequestError:
+        """What a call that got no answer ends with."""
+        if isinstance(error, httpx.TimeoutException):
+            failure = RequestError(f"{self.url}: no answer within {self.timeout_s:g} s; send fewer images", status=504)
+        elif isinstance(error, httpx.DecodingError):
+            failure = RequestError(f"the server's answer cannot be read ({error}); is this a code_ray server?", status=502)
+        else:
+            message = f"{self.url} cannot be reached ({error}); is the deployment up?"
+            failure = RequestError(message, status=503, retry_after_s=RETRY_S)
+        failure.__cause__ = error
+        return failure
+
+    def pause(self, failure: RequestError, attempt: int, end: float) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            RequestError: ``failure``, where there is none.
+        """
+        wait = failure.retry_after_s
+        if wait is None or attempt >= self.retries or time.monotonic() + wait >= end:
+            raise failure
+        return wait
+
+
 class Client:
     """Talks to the server at ``url``; ``timeout_s`` bounds one call, retries included.
 
-    What is safe to send again (an inference changes nothing) is sent again: where the connection broke, or the server
-    asked to wait (429, 503).
+    What is safe to send again (an inference changes nothing) is sent again: where the connection broke, the server asked to
+    wait (429, 503), or it lost the part that had the request (a 500 of Serve's own).
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, timeout_s: float = 30.0, retries: int = 3) -> None:
-        self.timeout_s = timeout_s
-        self.retries = retries
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+        self._calls = _Calls(url, timeout_s, retries)
         # No proxy of the environment: a deployment is reached directly.
         self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
 
@@ -58,10 +109,7 @@ class Client:
         Raises:
             RequestError: with the HTTP ``status`` the server answered; 503 where it cannot be reached, 504 past the timeout.
         """
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim < 2:
-            found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise RequestError(f"images are {found}; give a uint8 array (n, height, width) or (n, height, width, 3)", status=422)
-        body, headers = encode_request(images, path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
+        body, headers = encode_request(_checked(images), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
         response = self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
 
@@ -74,14 +122,7 @@ class Client:
 
     def metadata(self, service: str) -> dict[str, Any]:
         """Shapes, dtypes and paths of ``service``, as the server describes them; raises as ``predict``."""
-        response = self._send("GET", _route(service))
-        try:
-            content = response.json()
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise RequestError(f"{self._http.base_url}: the answer is not JSON; is this a code_ray server?", status=502)
-        return content
+        return _json(self._send("GET", _route(service)))
 
     def close(self) -> None:
         """Close the connections; the client is of no use after."""
@@ -94,44 +135,101 @@ class Client:
         self.close()
 
     def _send(self, method: str, route: str, **arguments: Any) -> httpx.Response:
-        end = time.monotonic() + self.timeout_s
-        attempt = 0
+        attempt, end = 0, time.monotonic() + self._calls.timeout_s
         while True:
             try:
-                return self._try(method, route, end - time.monotonic(), arguments)
+                return self._calls.judge(self._http.request(method, route, timeout=end - time.monotonic(), **arguments))
             except RequestError as error:
-                attempt += 1
-                wait = error.retry_after_s
-                if wait is None or attempt > self.retries or time.monotonic() + wait >= end:
-                    raise
-                time.sleep(wait)
+                failure = error
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                failure = self._calls.failure(error)
+            time.sleep(self._calls.pause(failure, attempt, end))
+            attempt += 1
 
-    def _try(self, method: str, route: str, left_s: float, arguments: dict[str, Any]) -> httpx.Response:
-        """One attempt; errors after which another one may help say when, in ``retry_after_s``."""
+
+class AsyncClient:
+    """``Client`` for asyncio: the same calls, awaited; many of them may be under way at once."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+        self._calls = _Calls(url, timeout_s, retries)
+        # The server bounds what is under way, and says so; httpx's own bound of 100 would let requests wait here unseen.
+        limits = httpx.Limits(max_connections=None)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False, limits=limits)
+
+    async def predict(
+        self,
+        service: str,
+        images: npt.NDArray[np.uint8],
+        *,
+        path: str | None = None,
+        min_accuracy: float | None = None,
+        deadline_ms: float | None = None,
+    ) -> Prediction:
+        """See ``Client.predict``."""
+        body, headers = encode_request(_checked(images), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
+        response = await self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
+        return Prediction(*decode_response(response.content, response.headers))
+
+    async def is_ready(self) -> bool:
+        """See ``Client.is_ready``."""
         try:
-            response = self._http.request(method, route, timeout=left_s, **arguments)
-        except httpx.TimeoutException as error:
-            raise RequestError(f"{self._http.base_url}: no answer within {self.timeout_s:g} s; send fewer images", status=504) from error
-        except httpx.TransportError as error:
-            message = f"{self._http.base_url} cannot be reached ({error}); is the deployment up?"
-            raise RequestError(message, status=503, retry_after_s=RETRY_S) from error
-        except httpx.DecodingError as error:
-            raise RequestError(f"the server's answer cannot be read ({error}); is this a code_ray server?", status=502) from error
-        if response.is_success:
-            return response
-        wait = _retry_after(response) if response.status_code in (429, 503) else None
-        raise RequestError(_reason(response), status=response.status_code, retry_after_s=wait)
+            return (await self._http.get("/v2/health/ready")).is_success
+        except httpx.TransportError:
+            return False
+
+    async def metadata(self, service: str) -> dict[str, Any]:
+        """See ``Client.metadata``."""
+        return _json(await self._send("GET", _route(service)))
+
+    async def close(self) -> None:
+        """Close the connections; the client is of no use after."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    async def _send(self, method: str, route: str, **arguments: Any) -> httpx.Response:
+        attempt, end = 0, time.monotonic() + self._calls.timeout_s
+        while True:
+            try:
+                return self._calls.judge(await self._http.request(method, route, timeout=end - time.monotonic(), **arguments))
+            except RequestError as error:
+                failure = error
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                failure = self._calls.failure(error)
+            await asyncio.sleep(self._calls.pause(failure, attempt, end))
+            attempt += 1
+
+
+def _checked(images: object) -> npt.NDArray[np.uint8]:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim < 2:
+        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise RequestError(f"images are {found}; give a uint8 array (n, height, width) or (n, height, width, 3)", status=422)
+    return images
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        content = response.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise RequestError(f"{response.url}: the answer is not JSON; is this a code_ray server?", status=502)
+    return content
 
 
 def _route(service: str) -> str:
     return f"/v2/models/{quote(service, safe='')}"
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(response: httpx.Response) -> str | None:
     try:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}: {response.text[:200]}"
+        return None
 
 
 def _retry_after(response: httpx.Response) -> float:
