@@ -21,6 +21,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 0.2
 """Wait before another attempt where the server names no time."""
 
+RETRIES = 30
+"""A server that was lost is back in half a minute; ``timeout_s`` ends a call before that where it is less."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -49,7 +52,8 @@ class _Calls:
             return response
         reason = _reason(response)
         # Serve answers 500 in its own words, without JSON, where a router was lost with the request.
-        safe = response.status_code in (429, 503) or (response.status_code == 500 and reason is None)
+        late = response.status_code == 504 and "retry-after" in response.headers
+        safe = late or response.status_code in (429, 503) or (response.status_code == 500 and reason is None)
         raise RequestError(
             reason or f"HTTP {response.status_code}: {response.text[:200]}",
             status=response.status_code,
@@ -84,10 +88,10 @@ class Client:
     """Talks to the server at ``url``; ``timeout_s`` bounds one call, retries included.
 
     What is safe to send again (an inference changes nothing) is sent again: where the connection broke, the server asked to
-    wait (429, 503), or it lost the part that had the request (a 500 of Serve's own).
+    wait (429, 503, 504 with Retry-After), or it lost the part that had the request (a 500 of Serve's own).
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
         self._calls = _Calls(url, timeout_s, retries)
         # No proxy of the environment: a deployment is reached directly.
         self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
@@ -150,7 +154,7 @@ class Client:
 class AsyncClient:
     """``Client`` for asyncio: the same calls, awaited; many of them may be under way at once."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
         self._calls = _Calls(url, timeout_s, retries)
         # The server bounds what is under way, and says so; httpx's own bound of 100 would let requests wait here unseen.
         limits = httpx.Limits(max_connections=None)

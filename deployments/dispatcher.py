@@ -28,6 +28,8 @@ logger = logging.getLogger("ray.serve")
 
 FAILURE_COOL_DOWN_S = 3.0
 """Longer than a refresh takes to notice that a provider is gone."""
+GONE_AFTER = 2
+"""Questions in a row that a provider does not answer before requests that need it are refused at once."""
 
 
 class Dispatcher:
@@ -47,6 +49,7 @@ class Dispatcher:
         self._providers = sorted(set(plan.placement.values()))
         self._breakers = {provider: Breaker() for provider in self._providers if provider != self._local}
         self._reports: dict[str, ProviderReport] = {}
+        self._missed = dict.fromkeys(self._providers, 0)
         self._rates: dict[str, float] = {}
         share = 1.0 / options.replicas
         self._load = LoadLevel(share)
@@ -85,8 +88,8 @@ class Dispatcher:
         attempts = [self._choose(service, request, now), original]
         failure = RequestError("no attempt was made", status=503)
         for number, route in enumerate(attempts):
-            if not all(hop.provider in self._handles for hop in route.hops):
-                failure = RequestError(f"{service!r} is not up yet; send the request again", status=503, retry_after_s=1)
+            if not all(self._is_there(hop.provider) for hop in route.hops):
+                failure = RequestError(f"{service!r} is not up now; send the request again", status=503, retry_after_s=1)
                 continue
             left = end - time.monotonic()
             if number > 0:
@@ -103,6 +106,10 @@ class Dispatcher:
             else:
                 return result, route
         raise failure
+
+    def _is_there(self, provider: str) -> bool:
+        """Whether a provider can be called: a server that is busy may miss one question, one that is gone misses all."""
+        return provider in self._handles and self._missed[provider] < GONE_AFTER
 
     def _choose(self, service: str, request: InferRequest, now: float) -> Route:
         routes, policy = self.routes[service], self._policies[service]
@@ -182,6 +189,8 @@ class Dispatcher:
     async def refresh(self, deadline_s: float) -> bool:
         """Ask all providers for their times and solve the plan's rates again; whether all have answered."""
         reports = await asyncio.gather(*(self._ask(provider, deadline_s) for provider in self._providers))
+        for provider, report in zip(self._providers, reports, strict=True):
+            self._missed[provider] = self._missed[provider] + 1 if report is None else 0
         before, self._reports = self._reports, {report.provider: report for report in reports if report is not None}
         self._observe(before)
         local = self._plan.local

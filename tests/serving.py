@@ -147,7 +147,7 @@ def handle_of(deployment: str, application: str = "default") -> DeploymentHandle
 
 @dataclass
 class Load:
-    """``clients`` threads send the same images again and again while the block runs; nothing is retried.
+    """``clients`` threads send the same images again and again while the block runs; unless ``retries`` says so nothing is retried.
 
     ``answers`` holds (begin, end, path) of each answer, ``failures`` what went wrong.
     """
@@ -157,6 +157,8 @@ class Load:
     images: Images
     clients: int = 3
     path: str | None = None
+    retries: int = 0
+    timeout_s: float = 30.0
     answers: list[tuple[float, float, str]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -173,7 +175,7 @@ class Load:
             thread.join()
 
     def _send(self) -> None:
-        with Client(self.url, retries=0) as client:
+        with Client(self.url, retries=self.retries, timeout_s=self.timeout_s) as client:
             while not self._stop.is_set():
                 begin = time.monotonic()
                 try:
