@@ -85,16 +85,16 @@ class _Calls:
 
 
 class Client:
-    """Talks to the server at ``url``; ``timeout_s`` bounds one call, retries included.
+    """Talks to the server at ``url``, with an API ``key`` where it asks for one; ``timeout_s`` bounds one call, retries included.
 
     What is safe to send again (an inference changes nothing) is sent again: where the connection broke, the server asked to
     wait (429, 503, 504 with Retry-After), or it lost the part that had the request (a 500 of Serve's own).
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
         self._calls = _Calls(url, timeout_s, retries)
         # No proxy of the environment: a deployment is reached directly.
-        self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False, headers=_key_header(key))
 
     def predict(
         self,
@@ -154,11 +154,11 @@ class Client:
 class AsyncClient:
     """``Client`` for asyncio: the same calls, awaited; many of them may be under way at once."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout_s: float = 30.0, retries: int = RETRIES) -> None:
         self._calls = _Calls(url, timeout_s, retries)
         # The server bounds what is under way, and says so; httpx's own bound of 100 would let requests wait here unseen.
         limits = httpx.Limits(max_connections=None)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False, limits=limits)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False, limits=limits, headers=_key_header(key))
 
     async def predict(
         self,
@@ -206,6 +206,10 @@ class AsyncClient:
                 failure = self._calls.failure(error)
             await asyncio.sleep(self._calls.pause(failure, attempt, end))
             attempt += 1
+
+
+def _key_header(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def _checked(images: object) -> npt.NDArray[np.uint8]:

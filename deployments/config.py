@@ -52,7 +52,7 @@ class RouterOptions(_Options):
 
     ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s``
     the whole request. ``use``: ids of the planned paths that may be used (None: all); the original always may.
-    ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
+    ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
     """
 
     replicas: int = Field(1, ge=1)
@@ -63,6 +63,7 @@ class RouterOptions(_Options):
     request_deadline_s: float = Field(15.0, gt=0)
     use: tuple[str, ...] | None = None
     steering: Steering = "load"
+    keys_file: Path | None = None
 
 
 class RouterSettings(_Options):

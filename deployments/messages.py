@@ -53,6 +53,8 @@ def json_response(content: Mapping[str, Any], status: int = 200, headers: Mappin
 def error_response(error: RequestError) -> Response:
     """``{"error": ...}`` with the error's status, and Retry-After where waiting helps."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return json_response({"error": str(error)}, error.status, headers)
 
 

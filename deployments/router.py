@@ -6,6 +6,8 @@ Its own deployment, never one of the providers: a replica that calls itself with
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 
+from code_ray.access import Gate, Key, read_keys
 from code_ray.errors import ConfigError, DeploymentError, RequestError
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
@@ -22,6 +25,8 @@ from deployments.config import RouterOptions, RouterSettings
 from deployments.dispatcher import Dispatcher
 from deployments.messages import error_response, json_response, read_body, service_metadata
 from deployments.routes import check_use
+
+logger = logging.getLogger("ray.serve")
 
 REFRESH_S = 2.0
 """How often times are asked for and the programme is solved again."""
@@ -41,6 +46,8 @@ class Router:
         self._specs = specs
         self._options = options
         self._dispatcher = Dispatcher(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()}, handles, options)
+        self._key_file: tuple[float, Gate] = (0.0, Gate(None, 1.0, time.monotonic()))
+        self._look_at_keys()
         self._refresher: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -80,6 +87,8 @@ class Router:
                     return await self._answer(service, request)
                 case ["v2", *rest]:
                     _allow(request, "GET")
+                    if rest[:1] != ["health"]:
+                        self._let_in(request, rest[1] if len(rest) > 1 else None)
                     return self._describe(rest)
         except RequestError as error:
             return error_response(error)
@@ -109,17 +118,42 @@ class Router:
         return self._specs[service]
 
     async def _answer(self, service: str, request: Request) -> Response:
+        key = self._let_in(request, service)
         spec = self._spec(service)
         body = await read_body(request, self._options.max_request_bytes)
         length = request.headers.get(HEADER_LENGTH)
         infer = decode_request(body, length, spec.preprocessing.image_shape, self._options.max_images)
+        self._key_file[1].charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
         content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)
         return Response(content, headers=headers)
 
+    def _let_in(self, request: Request, service: str | None) -> Key | None:
+        client = request.scope.get("client") or (None,)
+        return self._key_file[1].check(request.headers, client[0], service)
+
+    def _look_at_keys(self) -> None:
+        """Read the key file where it was changed; one that cannot be read any more leaves the keys as they were.
+
+        Raises:
+            ConfigError: where it was never read and cannot be: a router without its keys does not start.
+        """
+        file = self._options.keys_file
+        if file is None:
+            return
+        try:
+            changed = file.stat().st_mtime
+            if changed != self._key_file[0]:
+                self._key_file = changed, Gate(read_keys(file), 1.0 / self._options.replicas, time.monotonic())
+        except (OSError, ConfigError) as error:
+            if self._key_file[0] == 0.0:
+                raise ConfigError(f"{file} cannot be used ({error})") from error
+            logger.warning("the keys stay as they were: %s", error)
+
     async def _refresh_forever(self) -> None:
         while True:
             self._dispatcher.is_stale.clear()
+            self._look_at_keys()
             complete = await self._dispatcher.refresh(REFRESH_S)
             try:
                 await asyncio.wait_for(self._dispatcher.is_stale.wait(), REFRESH_S if complete else RETRY_S)

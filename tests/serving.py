@@ -101,7 +101,7 @@ def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: f
 
 
 @contextmanager
-def running_serve(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[str]:
+def running_serve(num_cpus: int = 4, num_gpus: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """A Ray and a Serve of this process's own, without an application, on a free port; yields the URL."""
     # On a busy machine Serve's proxy takes longer to start than the 5 s after which Serve gives it up.
     with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60"):
@@ -115,7 +115,7 @@ def running_serve(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[str]:
         )
         try:
             port = free_port()
-            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
             yield f"http://127.0.0.1:{port}"
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]

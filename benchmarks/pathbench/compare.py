@@ -1,4 +1,7 @@
-"""What samplers cost on a table: python -m benchmarks.pathbench.compare PAIR [--restarts N]; writes CSVs and a picture."""
+"""What samplers cost on a table: python -m benchmarks.pathbench.compare PAIR [--restarts N]; writes CSVs and a picture.
+
+What restarts.csv holds of samplers that are not run is kept: each may have as many restarts as time allows.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,7 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     groups = results.groupby(["setting", "sampler"], sort=False)
     return pd.DataFrame(
         {
+            "restarts": groups.restart.nunique(),
             "mean_cost": groups.cost.mean(),
             "median_cost": groups.cost.median(),
             "quarter_cost": groups.cost.quantile(0.25),
@@ -101,6 +105,15 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
             "mean_cost_until_stopped": groups.cost_until_stopped.mean(),
         }
     ).reset_index()
+
+
+def _with_others(results: pd.DataFrame, file: Path, settings: Sequence[str]) -> pd.DataFrame:
+    """``results``, and what ``file`` holds of samplers that were not run now, in order of settings and samplers."""
+    if file.exists():
+        before = pd.read_csv(file)
+        results = pd.concat([before[~before.sampler.isin(results.sampler)], results], ignore_index=True)
+    order = {name: i for i, name in enumerate([*settings, *SAMPLERS])}
+    return results.sort_values(["setting", "sampler", "restart"], key=lambda column: column.map(order).fillna(column), kind="stable")
 
 
 def draw(table: pd.DataFrame, title: str, file: Path) -> None:
@@ -135,11 +148,13 @@ def main() -> None:
     with ProcessPoolExecutor(2) as pool:
         rows = [pool.submit(restart, table, *job, options.most) for job in jobs]
         results = pd.DataFrame(list(_reported(rows)))
-    found = summary(results)
     folder = options.tables / options.pair
+    results = _with_others(results, folder / "restarts.csv", [setting.name for setting in SETTINGS])
+    found = summary(results)
     results.to_csv(folder / "restarts.csv", index=False, float_format="%.5g")
     found.to_csv(folder / "comparison.csv", index=False, float_format="%.5g")
-    draw(found, f"{options.pair}: {len(table.candidates)} paths, {options.restarts} restarts", folder / "comparison.png")
+    counts = "-".join(str(count) for count in sorted({found.restarts.min(), found.restarts.max()}))
+    draw(found, f"{options.pair}: {len(table.candidates)} paths, {counts} restarts", folder / "comparison.png")
     print(found.round(2).to_string())
 
 

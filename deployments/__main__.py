@@ -1,0 +1,68 @@
+"""What operators do beside deploying: python -m deployments keys add|list|remove."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from code_ray.access import KeyFile, read_keys
+from code_ray.errors import CodeRayError, ConfigError
+
+
+def main() -> int:
+    """Read the command line and do it; exit status 1 with one line where it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m deployments", description=__doc__)
+    keys = parser.add_subparsers(dest="command", required=True).add_parser("keys", help="API keys; only their hashes are stored")
+    verbs = keys.add_subparsers(dest="verb", required=True)
+    add = verbs.add_parser("add", help="make a key and print it, once")
+    add.add_argument("name")
+    add.add_argument("--services", nargs="+", help="services it may ask (default: all)")
+    add.add_argument("--images-per-second", type=float, help="how much it may send (default: any number)")
+    remove = verbs.add_parser("remove", help="a key that is not valid any more; routers notice within seconds")
+    remove.add_argument("name")
+    listing = verbs.add_parser("list", help="names, services and rates")
+    for verb in (add, remove, listing):
+        verb.add_argument("--file", type=Path, required=True, help="the file that the router's keys_file names")
+    options = parser.parse_args()
+    try:
+        _keys(options)
+    except CodeRayError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> None:
+    if options.verb == "add":
+        known = read_keys(options.file) if options.file.exists() else KeyFile()
+        services = None if options.services is None else tuple(options.services)
+        if options.images_per_second is not None and not options.images_per_second > 0:
+            raise ConfigError(f"--images-per-second is {options.images_per_second:g}; give a number above 0")
+        changed, secret = known.with_key(options.name, services, options.images_per_second)
+        _write(options.file, changed)
+        print(secret)
+    elif options.verb == "remove":
+        _write(options.file, read_keys(options.file).without_key(options.name))
+    else:
+        for key in read_keys(options.file).keys:
+            rate = "any number of images" if key.images_per_second is None else f"{key.images_per_second:g} images a second"
+            print(f"{key.name}: {'all services' if key.services is None else ', '.join(key.services)}, {rate}")
+
+
+def _write(file: Path, keys: KeyFile) -> None:
+    """Replace the file whole, readable by its owner alone."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as staged:
+            staged.write(keys.model_dump_json(indent=1) + "\n")
+            staged.flush()
+            os.fsync(staged.fileno())
+        os.replace(staged.name, file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error}); its folder must be there, with space in it") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
