@@ -29,7 +29,8 @@ _DTYPES: dict[str, type[np.uint8] | type[np.float32]] = {"UINT8": np.uint8, "FP3
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1.
+    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1. Of ``outputs`` those in ``binary``
+    come as bytes behind the JSON.
 
     ``path``: the id of the path to try first. ``min_accuracy`` (a fraction) and ``deadline_s`` (seconds): what it needs.
     """
@@ -37,7 +38,7 @@ class InferRequest:
     images: ImageArray
     id: str | None = None
     outputs: tuple[str, ...] = OUTPUTS
-    binary_outputs: bool = False
+    binary: frozenset[str] = frozenset()
     path: str | None = None
     min_accuracy: float | None = None
     deadline_s: float | None = None
@@ -91,7 +92,7 @@ def encode_response(
     for name in request.outputs:
         shape, datatype = (list(logits.shape), "FP32") if name == "logits" else ([len(chosen)], "BYTES")
         output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
-        if request.binary_outputs:
+        if name in request.binary:
             raw = np.ascontiguousarray(logits, dtype="<f4").tobytes() if name == "logits" else _pack_strings(chosen)
             output["parameters"] = {"binary_data_size": len(raw)}
             payload.append(raw)
@@ -101,7 +102,7 @@ def encode_response(
     header = {"model_name": service, "model_version": "1", "outputs": outputs, "parameters": {"path": path, "kind": kind}}
     if request.id is not None:
         header["id"] = request.id
-    if request.binary_outputs:
+    if payload:
         return _join(header, payload)
     return json.dumps(header).encode(), {"Content-Type": "application/json"}
 
@@ -189,18 +190,18 @@ def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int])
     return values.astype(dtype).reshape(shape)
 
 
-def _read_outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], bool]:
+def _read_outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Names, each once, and those of them that are asked for as bytes; ``binary`` where an output does not say."""
     if outputs is None or outputs == []:
-        return OUTPUTS, binary
+        return OUTPUTS, frozenset(OUTPUTS if binary else ())
     if not isinstance(outputs, list) or not all(isinstance(o, dict) for o in outputs):
         raise RequestError(f"'outputs' must be a list of {{'name': ...}}; got {_short(outputs)}")
-    names = tuple(output.get("name") for output in outputs)
-    if unknown := [name for name in names if name not in OUTPUTS]:
-        raise RequestError(f"output {_short(unknown[0])} is unknown; there are: {', '.join(OUTPUTS)}")
-    flags = [bool(_mapping(output.get("parameters", {}), "outputs").get("binary_data", binary)) for output in outputs]
-    if len(set(flags)) > 1:
-        raise RequestError("some outputs are asked for as binary and some as JSON; choose one form")
-    return tuple(dict.fromkeys(names)), flags[0]
+    flags: dict[str, bool] = {}
+    for output in outputs:
+        if (name := output.get("name")) not in OUTPUTS:
+            raise RequestError(f"output {_short(name)} is unknown; there are: {', '.join(OUTPUTS)}")
+        flags.setdefault(name, bool(_mapping(output.get("parameters", {}), "outputs").get("binary_data", binary)))
+    return tuple(flags), frozenset(name for name, flag in flags.items() if flag)
 
 
 def _take(tensor: Mapping[str, Any], tail: bytes) -> tuple[bytes, bytes]:

@@ -14,6 +14,9 @@ from code_ray.errors import RequestError
 from code_ray.service import ServiceSpec
 from code_ray.wire import INPUT
 
+VERSION = "1"
+"""Of every service: a plan serves one version of each. Routes with ``/versions/1`` are those without it."""
+
 BODY_TYPES = ("application/octet-stream", "application/json")
 
 
@@ -62,7 +65,7 @@ def service_metadata(spec: ServiceSpec, parameters: dict[str, Any]) -> dict[str,
     """The protocol's metadata of a service; ``parameters`` are what the router says of it."""
     return {
         "name": spec.name,
-        "versions": ["1"],
+        "versions": [VERSION],
         "platform": "code_ray",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.image_shape]}],
         "outputs": [

@@ -23,7 +23,7 @@ from code_ray.service import ServiceSpec
 from code_ray.wire import HEADER_LENGTH, decode_request, encode_response
 from deployments.config import RouterOptions, RouterSettings
 from deployments.dispatcher import Dispatcher
-from deployments.messages import error_response, json_response, read_body, service_metadata
+from deployments.messages import VERSION, error_response, json_response, read_body, service_metadata
 from deployments.routes import check_use
 
 logger = logging.getLogger("ray.serve")
@@ -80,6 +80,8 @@ class Router:
         """Answer one HTTP request."""
         scope = request.scope
         parts = scope["path"].removeprefix(scope.get("root_path", "")).strip("/").split("/")
+        if parts[:2] == ["v2", "models"] and parts[3:5] == ["versions", VERSION]:
+            del parts[3:5]
         try:
             match parts:
                 case ["v2", "models", service, "infer"]:

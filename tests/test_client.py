@@ -13,7 +13,7 @@ import pytest
 
 from code_ray import AsyncClient, Client, Prediction
 from code_ray.errors import RequestError
-from code_ray.wire import InferRequest, encode_response
+from code_ray.wire import OUTPUTS, InferRequest, encode_response
 
 
 class Awaited:
@@ -55,7 +55,9 @@ GOOD_LOGITS = np.array([[1, 0], [0, 1]], np.float32)
 
 
 def good() -> Answer:
-    body, headers = encode_response("tiny", InferRequest(IMAGES, binary_outputs=True), GOOD_LOGITS, ("a", "b"), "original", "original")
+    body, headers = encode_response(
+        "tiny", InferRequest(IMAGES, binary=frozenset(OUTPUTS)), GOOD_LOGITS, ("a", "b"), "original", "original"
+    )
     return 200, headers, body
 
 

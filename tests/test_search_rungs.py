@@ -240,3 +240,11 @@ def test_a_search_killed_in_the_middle_and_resumed_ends_with_what_the_whole_one_
     for name in ("deployed", "trainings", "screened", "stopped_because", "verdict"):
         assert result[name] == wanted[name]
     assert {file.name for file in out.iterdir()} == {file.name for file in whole.out.iterdir()}
+
+
+def test_a_second_run_of_the_same_seed_and_times_asks_the_same_paths_and_measures_the_same(whole: Finished, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    measured_directory(whole, whole.config, again)
+    assert search(whole.config, again).returncode == 0
+    assert [measured(record) for record in evaluations(again)] == [measured(record) for record in evaluations(whole.out)]
+    assert read_plan(again / "plan.json") == read_plan(whole.out / "plan.json")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from code_ray.errors import RequestError
-from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, decode_response, encode_request, encode_response
+from code_ray.wire import HEADER_LENGTH, OUTPUTS, InferRequest, decode_request, decode_response, encode_request, encode_response
 
 SHAPE = (3, 2)
 MAX_IMAGES = 4
@@ -47,7 +47,7 @@ def test_binary_requests_come_through(value: npt.NDArray[np.uint8], path: str | 
     request = decode(body, headers[HEADER_LENGTH])
     assert request.images.dtype == np.uint8
     assert np.array_equal(request.images, value)
-    assert (request.path, request.binary_outputs, request.outputs) == (path, True, ("logits", "label"))
+    assert (request.path, request.binary, request.outputs) == (path, frozenset({"logits", "label"}), ("logits", "label"))
 
 
 @given(images | floats, st.booleans(), st.none() | st.text())
@@ -57,7 +57,7 @@ def test_json_requests_come_through_flat_or_nested(value: npt.NDArray[Any], nest
     request = decode(json_body({"id": identifier}, shape=list(value.shape), datatype=datatype, data=data))
     assert request.images.dtype == value.dtype
     assert np.array_equal(request.images, value)
-    assert (request.id, request.path, request.binary_outputs) == (identifier, None, False)
+    assert (request.id, request.path, request.binary) == (identifier, None, frozenset())
 
 
 @given(floats)
@@ -79,7 +79,7 @@ logits = st.integers(1, MAX_IMAGES).flatmap(
 
 @given(logits, st.text())
 def test_binary_answers_come_through(value: npt.NDArray[np.float32], path: str) -> None:
-    request = InferRequest(np.zeros((len(value), *SHAPE), np.uint8), binary_outputs=True)
+    request = InferRequest(np.zeros((len(value), *SHAPE), np.uint8), binary=frozenset(OUTPUTS))
     body, headers = encode_response("service", request, value, LABELS, path, "cross")
     labels, found, taken = decode_response(body, {name.lower(): text for name, text in headers.items()})
     assert labels == [LABELS[i] for i in value.argmax(axis=1)]
@@ -102,15 +102,27 @@ def test_json_answers_hold_what_was_asked_for(value: npt.NDArray[np.float32]) ->
 @pytest.mark.parametrize(
     ("outputs", "names", "binary"),
     [
-        ([], ("logits", "label"), False),
-        ([{"name": "label"}], ("label",), False),
-        ([{"name": "logits", "parameters": {"binary_data": True}}], ("logits",), True),
-        ([{"name": "label"}, {"name": "label"}, {"name": "logits"}], ("label", "logits"), False),
+        ([], ("logits", "label"), set()),
+        ([{"name": "label"}], ("label",), set()),
+        ([{"name": "logits", "parameters": {"binary_data": True}}], ("logits",), {"logits"}),
+        ([{"name": "label"}, {"name": "label"}, {"name": "logits"}], ("label", "logits"), set()),
+        ([{"name": "label"}, {"name": "logits", "parameters": {"binary_data": True}}], ("label", "logits"), {"logits"}),
     ],
 )
-def test_outputs_can_be_chosen(outputs: list[dict[str, Any]], names: tuple[str, ...], binary: bool) -> None:
+def test_outputs_can_be_chosen(outputs: list[dict[str, Any]], names: tuple[str, ...], binary: set[str]) -> None:
     request = decode(json_body({"outputs": outputs}))
-    assert (request.outputs, request.binary_outputs) == (names, binary)
+    assert (request.outputs, request.binary) == (names, frozenset(binary))
+
+
+def test_an_answer_may_be_json_in_part() -> None:
+    request = InferRequest(np.zeros((2, *SHAPE), np.uint8), binary=frozenset({"logits"}))
+    value = np.eye(2, 3, dtype=np.float32)
+    body, headers = encode_response("service", request, value, LABELS, "original", "original")
+    length = int(headers[HEADER_LENGTH])
+    numbers, label = json.loads(body[:length])["outputs"]
+    assert numbers["parameters"] == {"binary_data_size": value.nbytes}
+    assert body[length:] == value.tobytes()
+    assert label["data"] == [LABELS[0], LABELS[1]]
 
 
 @pytest.mark.parametrize("shape", [[1, 2, 3], [3, 2], [1, 6], [1, 3, 2, 1], [0, 3, 2], []], ids=str)
@@ -208,7 +220,6 @@ MALFORMED: dict[str, bytes] = {
     "an output without a name": json_body({"outputs": [{}]}),
     "an output's name": json_body({"outputs": [{"name": ["logits"]}]}),
     "an output's parameters": json_body({"outputs": [{"name": "logits", "parameters": 1}]}),
-    "both forms": json_body({"outputs": [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]}),
 }
 
 
@@ -277,7 +288,7 @@ def test_a_changed_byte_raises_nothing_else(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_a_damaged_answer_is_read_or_502(data: st.DataObject) -> None:
-    request = InferRequest(np.zeros((2, *SHAPE), np.uint8), binary_outputs=True)
+    request = InferRequest(np.zeros((2, *SHAPE), np.uint8), binary=frozenset(OUTPUTS))
     body, headers = encode_response("service", request, np.eye(2, 3, dtype=np.float32), LABELS, "original", "original")
     position = data.draw(st.integers(0, len(body) - 1))
     changed = body[:position] + data.draw(st.binary(max_size=3)) + body[position + 1 :]
