@@ -11,23 +11,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from code_ray.errors import RequestError
+from code_ray.pictures import PICTURE_TYPES
 from code_ray.service import ServiceSpec
 from code_ray.wire import INPUT
 
 VERSION = "1"
 """Of every service: a plan serves one version of each. Routes with ``/versions/1`` are those without it."""
 
-BODY_TYPES = ("application/octet-stream", "application/json")
+BODY_TYPES = ("application/octet-stream", "application/json", *PICTURE_TYPES)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The body, of at most ``limit`` bytes; a longer one is refused before it is read to its end.
 
     Raises:
-        RequestError: 413 too large, 415 not JSON or binary tensors.
+        RequestError: 413 too large, 415 neither JSON, binary tensors nor a picture.
     """
-    headers = request.headers
-    media_type = headers.get("content-type", BODY_TYPES[0]).partition(";")[0].strip().lower()
+    headers, media_type = request.headers, media_type_of(request)
     if media_type not in BODY_TYPES:
         raise RequestError(f"content type {media_type!r} is not taken; send {' or '.join(BODY_TYPES)}", status=415)
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
@@ -42,6 +42,11 @@ async def read_body(request: Request, limit: int) -> bytes:
             raise _too_large(f"more than {limit}", limit)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def media_type_of(request: Request) -> str:
+    """The content type without its parameters; binary tensors where it is not said."""
+    return request.headers.get("content-type", BODY_TYPES[0]).partition(";")[0].strip().lower()
 
 
 def _too_large(size: str, limit: int) -> RequestError:

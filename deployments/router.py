@@ -18,12 +18,13 @@ from starlette.responses import Response
 
 from code_ray.access import Gate, Key, read_keys
 from code_ray.errors import ConfigError, DeploymentError, RequestError
+from code_ray.pictures import PICTURE_TYPES, decode_picture
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
-from code_ray.wire import HEADER_LENGTH, decode_request, encode_response
+from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_response
 from deployments.config import RouterOptions, RouterSettings
 from deployments.dispatcher import Dispatcher
-from deployments.messages import VERSION, error_response, json_response, read_body, service_metadata
+from deployments.messages import VERSION, error_response, json_response, media_type_of, read_body, service_metadata
 from deployments.routes import check_use
 
 logger = logging.getLogger("ray.serve")
@@ -123,8 +124,12 @@ class Router:
         key = self._let_in(request, service)
         spec = self._spec(service)
         body = await read_body(request, self._options.max_request_bytes)
-        length = request.headers.get(HEADER_LENGTH)
-        infer = decode_request(body, length, spec.preprocessing.image_shape, self._options.max_images)
+        shape = spec.preprocessing.image_shape
+        if media_type_of(request) in PICTURE_TYPES:
+            # In a thread: a large photograph takes a while, and others wait.
+            infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape))
+        else:
+            infer = decode_request(body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images)
         self._key_file[1].charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
         content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)

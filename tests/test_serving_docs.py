@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from PIL import Image
 from ray import serve
 from serving import Images, running_serve
 
@@ -62,7 +63,7 @@ def texts(values: np.ndarray) -> list[str]:
 
 
 def test_the_commands_for_curl_answer_as_json(url: str, tmp_path: Path) -> None:
-    (program,) = blocks("sh", "curl")
+    program, _ = blocks("sh", "curl")
     assert program.count("http://127.0.0.1:8000") == 2
     done = subprocess.run(
         ["bash", "-euc", program.replace("http://127.0.0.1:8000", url)], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -73,6 +74,16 @@ def test_the_commands_for_curl_answer_as_json(url: str, tmp_path: Path) -> None:
         answers.append(answer)
         rest = rest[end:].lstrip()
     assert [answer["outputs"][0]["shape"] for answer in answers] == [[1, 10], [1, 10]]
+
+
+def test_a_picture_is_answered_as_its_pixels_are(url: str, tmp_path: Path, images: Images, labels: list[str]) -> None:
+    _, program = blocks("sh", "curl")
+    Image.fromarray(images[0]).save(tmp_path / "shoe.png")
+    done = subprocess.run(
+        ["bash", "-euc", program.replace("http://127.0.0.1:8000", url)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    outputs = {output["name"]: output["data"] for output in json.loads(done.stdout)["outputs"]}
+    assert outputs["label"] == labels[:1]
 
 
 @pytest.mark.parametrize("holding", ["with Client(", "tritonclient"])

@@ -127,6 +127,7 @@ BAD = [
     Bad("more images than there is memory", 413, f"at most {MAX_IMAGES}", **in_binary({"shape": [2**31 - 1, 28, 28]}, PIXELS)),
     Bad("a form", 415, "'text/plain'", in_json(), {"Content-Type": "text/plain"}),
     Bad("a compressed body", 415, "'gzip'", gzip.compress(in_json()), JSON | {"Content-Encoding": "gzip"}),
+    Bad("a damaged picture", 400, "is no PNG or JPEG file", b"\x89PNG\r\n\x1a\n" + bytes(40), {"Content-Type": "image/png"}),
     Bad("an unknown path", 400, "path 'nowhere' is not one", in_json(parameters={"path": "nowhere"})),
     Bad("a path that is no string", 400, "'parameters.path' must be a string", in_json(parameters={"path": 7})),
     Bad("parameters that are none", 400, "parameters must be a JSON object", in_json(parameters=[])),
