@@ -1,4 +1,4 @@
-"""What a request may ask for beside labels: accuracy and time (DESIGN 3.5)."""
+"""What a request may ask for beside labels: accuracy, time, and the form of its answer (DESIGN 3.5)."""
 
 import json
 
@@ -8,7 +8,7 @@ from test_routes import SECONDS, TINY, reports
 
 from code_ray.errors import RequestError
 from code_ray.policy import ORIGINAL, fitting_paths
-from code_ray.wire import HEADER_LENGTH, decode_request, encode_request
+from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_request, encode_response
 from deployments.routes import UnderWay
 
 
@@ -84,3 +84,14 @@ def test_one_of_two_routers_counts_what_it_sees_twice() -> None:
 def test_of_a_route_that_is_not_up_nothing_is_known() -> None:
     assert TINY[0].work(10, {}) == {}
     assert UnderWay(1.0).expected(TINY[0], 10, {}) == 0
+
+
+def test_an_answer_may_be_json_in_part() -> None:
+    request = InferRequest(np.zeros((2, 3, 2), np.uint8), binary=frozenset({"logits"}))
+    value = np.eye(2, 3, dtype=np.float32)
+    body, headers = encode_response("service", request, value, ("a", "b", "c"), "original", "original")
+    length = int(headers[HEADER_LENGTH])
+    numbers, label = json.loads(body[:length])["outputs"]
+    assert numbers["parameters"] == {"binary_data_size": value.nbytes}
+    assert body[length:] == value.tobytes()
+    assert label["data"] == ["a", "b"]

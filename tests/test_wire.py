@@ -114,17 +114,6 @@ def test_outputs_can_be_chosen(outputs: list[dict[str, Any]], names: tuple[str, 
     assert (request.outputs, request.binary) == (names, frozenset(binary))
 
 
-def test_an_answer_may_be_json_in_part() -> None:
-    request = InferRequest(np.zeros((2, *SHAPE), np.uint8), binary=frozenset({"logits"}))
-    value = np.eye(2, 3, dtype=np.float32)
-    body, headers = encode_response("service", request, value, LABELS, "original", "original")
-    length = int(headers[HEADER_LENGTH])
-    numbers, label = json.loads(body[:length])["outputs"]
-    assert numbers["parameters"] == {"binary_data_size": value.nbytes}
-    assert body[length:] == value.tobytes()
-    assert label["data"] == [LABELS[0], LABELS[1]]
-
-
 @pytest.mark.parametrize("shape", [[1, 2, 3], [3, 2], [1, 6], [1, 3, 2, 1], [0, 3, 2], []], ids=str)
 def test_another_shape_is_422_and_says_what_is_taken(shape: list[int]) -> None:
     with pytest.raises(RequestError, match=r"this service takes \[-1, 3, 2\], at least one image") as caught:
