@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from code_ray.errors import ConfigError, RequestError
+from code_ray.errors import ConfigError, RequestError, first_problem
 from code_ray.metering import ComputeBucket
 
 PREFIX = "cr_"
@@ -74,8 +74,7 @@ def read_keys(file: Path) -> KeyFile:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error}); make it with: python -m deployments keys add NAME --file {file}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{file} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}; make it again") from error
+        raise ConfigError(f"{file} is malformed at {first_problem(error)}; make it again") from error
 
 
 class Gate:

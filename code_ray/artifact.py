@@ -100,11 +100,11 @@ class RunDirectory:
         return run
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace ``file`` whole or not at all."""
+def write_text(file: Path, text: str, mode: int = 0o666) -> None:
+    """Replace ``file`` whole or not at all; ``mode``, less the process's umask, says who may read it."""
     staging = file.with_name(f".{file.name}.tmp")
     try:
-        with staging.open("w") as stream:
+        with open(staging, "w", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -18,6 +18,17 @@ what they are: a value somebody passed in cannot be used.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a client needs no pydantic
+    from pydantic import ValidationError
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where the first thing that pydantic complains of stands, and what is wrong with it: what our messages say of it."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
 
 class CodeRayError(ValueError):
     """Base of every error that code_ray raises on purpose."""

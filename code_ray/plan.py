@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from code_ray.blocks import content_hash
-from code_ray.errors import ArtifactError, IntegrityError, PlanError
+from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
 from code_ray.path import InferencePath, LinkSlot, parse_path
 from code_ray.runner import Leg, Placement, make_links, walk
@@ -89,8 +89,7 @@ def read_plan(file: Path) -> Plan:
     except OSError as error:
         raise PlanError(f"{file} cannot be read ({error}); give the directory that a finished search wrote") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PlanError(f"{file} is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}; run the search again") from error
+        raise PlanError(f"{file} is malformed at {first_problem(error)}; run the search again") from error
 
 
 def path_id(path: InferencePath, services: Mapping[str, Service]) -> str:

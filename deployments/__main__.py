@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from code_ray.access import KeyFile, read_keys
+from code_ray.artifact import write_text
 from code_ray.errors import CodeRayError, ConfigError
 
 
@@ -55,11 +54,7 @@ def _keys(options: argparse.Namespace) -> None:
 def _write(file: Path, keys: KeyFile) -> None:
     """Replace the file whole, readable by its owner alone."""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as staged:
-            staged.write(keys.model_dump_json(indent=1) + "\n")
-            staged.flush()
-            os.fsync(staged.fileno())
-        os.replace(staged.name, file)
+        write_text(file, keys.model_dump_json(indent=1) + "\n", mode=0o600)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error}); its folder must be there, with space in it") from error
 

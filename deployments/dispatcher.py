@@ -48,6 +48,7 @@ class Dispatcher:
         self._policies = {service: RatePolicy(dict.fromkeys(routes, 0.0)) for service, routes in self.routes.items()}
         self._providers = sorted(set(plan.placement.values()))
         self._breakers = {provider: Breaker() for provider in self._providers if provider != self._local}
+        self._breakers_on = {route.id: self._find_breakers(route) for routes in self.routes.values() for route in routes.values()}
         self._reports: dict[str, ProviderReport] = {}
         self._missed = dict.fromkeys(self._providers, 0)
         self._rates: dict[str, float] = {}
@@ -121,12 +122,12 @@ class Dispatcher:
         if request.min_accuracy is not None or request.deadline_s is not None:
             expected = {route.id: self._under_way.expected(route, len(request.images), self._reports) for route in usable}
             among = fitting_paths({route.id: route.accuracy for route in usable}, expected, request.min_accuracy, request.deadline_s)
-        among = [identifier for identifier in among if all(breaker.allows(now) for breaker in self._breakers_on(routes[identifier]))]
+        among = [identifier for identifier in among if all(breaker.allows(now) for breaker in self._breakers_on[identifier])]
         return routes[policy.choose(len(request.images), now, request.path, self.level(service), among)]
 
     async def _attempt(self, service: str, route: Route, images: Array, budget_s: float) -> Array | Refusal | RequestError:
         """One route: what it takes of each server is known to the load while it is under way, how it ended to all that ask."""
-        began, policy, breakers = time.monotonic(), self._policies[service], self._breakers_on(route)
+        began, policy, breakers = time.monotonic(), self._policies[service], self._breakers_on[route.id]
         work = self._begin(service, route, len(images), began)
         try:
             result = await asyncio.wait_for(self._call(route, images), budget_s)
@@ -158,7 +159,7 @@ class Dispatcher:
         self._metrics.attempted(service, route, "failed")
         return failure
 
-    def _breakers_on(self, route: Route) -> list[Breaker]:
+    def _find_breakers(self, route: Route) -> list[Breaker]:
         """Of the hosts that a route borrows from; a host's own service, and the local server, have no other way."""
         providers = {hop.provider for hop in route.hops}
         return [self._breakers[provider] for provider in sorted(providers - {self._local})] if route.id != ORIGINAL else []
@@ -169,7 +170,7 @@ class Dispatcher:
             original = self.routes[service][ORIGINAL].work(images, self._reports)
             self._load.begin(work.get(self._local, 0.0), original.get(self._local, 0.0), now)
         self._under_way.add(work)
-        for breaker in self._breakers_on(route):
+        for breaker in self._breakers_on[route.id]:
             breaker.begin(now)
         return work
 
@@ -193,6 +194,8 @@ class Dispatcher:
             self._missed[provider] = self._missed[provider] + 1 if report is None else 0
         before, self._reports = self._reports, {report.provider: report for report in reports if report is not None}
         self._observe(before)
+        for provider, breaker in self._breakers.items():
+            self._metrics.guarded(provider, breaker.state(time.monotonic()))
         local = self._plan.local
         self._rates = solve_rates(list(self.routes[local].values()), self._plan, self._reports, self.settings.use)
         self._policies[local].set_rates(self._rates)
@@ -201,7 +204,6 @@ class Dispatcher:
 
     def _observe(self, before: Mapping[str, ProviderReport]) -> None:
         """Tell the load and the metrics how busy servers were since they were last asked."""
-        now = time.monotonic()
         for provider, report in self._reports.items():
             known = before.get(provider)
             # A server that was replaced counts from 0 again.
@@ -211,9 +213,7 @@ class Dispatcher:
             utilisation = (report.busy_seconds - known.busy_seconds) / lasted
             if provider == self._local:
                 self._load.observe(utilisation)
-            breaker = self._breakers.get(provider)
-            state = None if breaker is None else breaker.state(now)
-            self._metrics.hosted(provider, utilisation, (report.guest_seconds - known.guest_seconds) / lasted, state)
+            self._metrics.hosted(provider, utilisation, (report.guest_seconds - known.guest_seconds) / lasted)
 
     async def _ask(self, provider: str, deadline_s: float) -> ProviderReport | None:
         try:

@@ -55,12 +55,14 @@ class RouterMetrics:
         for identifier, route in routes.items():
             self._share.set(shares.get(identifier, 0.0), _tags(service, route))
 
-    def hosted(self, provider: str, utilisation: float, for_guests: float, breaker: State | None) -> None:
-        """How busy a provider's server was, by its own account; ``breaker`` where it is a host."""
+    def guarded(self, provider: str, breaker: State) -> None:
+        """The state of a host's breaker; it matters most while the host itself says nothing."""
+        self._breaker.set(BREAKER_STATES[breaker], {"provider": provider})
+
+    def hosted(self, provider: str, utilisation: float, for_guests: float) -> None:
+        """How busy a provider's server was, by its own account."""
         self._utilisation.set(utilisation, {"provider": provider})
         self._guests.set(for_guests, {"provider": provider})
-        if breaker is not None:
-            self._breaker.set(BREAKER_STATES[breaker], {"provider": provider})
 
 
 def _tags(service: str, route: Route) -> dict[str, str]:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from code_ray.access import Gate, Key, read_keys
-from code_ray.errors import ConfigError, DeploymentError, RequestError
+from code_ray.errors import ConfigError, DeploymentError, RequestError, first_problem
 from code_ray.pictures import PICTURE_TYPES, decode_picture
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
@@ -47,7 +47,8 @@ class Router:
         self._specs = specs
         self._options = options
         self._dispatcher = Dispatcher(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()}, handles, options)
-        self._key_file: tuple[float, Gate] = (0.0, Gate(None, 1.0, time.monotonic()))
+        self._gate = Gate(None, 1.0, time.monotonic())
+        self._keys_changed: float | None = None  # modification time of the file they were read from
         self._look_at_keys()
         self._refresher: asyncio.Task[None] | None = None
 
@@ -60,8 +61,7 @@ class Router:
         try:
             settings = RouterSettings.model_validate(user_config)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"user_config is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise ConfigError(f"user_config is malformed at {first_problem(error)}") from error
         check_use(settings.use, self._plan)
         self._dispatcher.settings = settings
         await self._dispatcher.refresh(START_S if self._refresher is None else REFRESH_S)
@@ -130,14 +130,14 @@ class Router:
             infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape))
         else:
             infer = decode_request(body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images)
-        self._key_file[1].charge(key, len(infer.images), time.monotonic())
+        self._gate.charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
         content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)
         return Response(content, headers=headers)
 
     def _let_in(self, request: Request, service: str | None) -> Key | None:
         client = request.scope.get("client") or (None,)
-        return self._key_file[1].check(request.headers, client[0], service)
+        return self._gate.check(request.headers, client[0], service)
 
     def _look_at_keys(self) -> None:
         """Read the key file where it was changed; one that cannot be read any more leaves the keys as they were.
@@ -150,10 +150,11 @@ class Router:
             return
         try:
             changed = file.stat().st_mtime
-            if changed != self._key_file[0]:
-                self._key_file = changed, Gate(read_keys(file), 1.0 / self._options.replicas, time.monotonic())
+            if changed != self._keys_changed:
+                self._gate = Gate(read_keys(file), 1.0 / self._options.replicas, time.monotonic())
+                self._keys_changed = changed
         except (OSError, ConfigError) as error:
-            if self._key_file[0] == 0.0:
+            if self._keys_changed is None:
                 raise ConfigError(f"{file} cannot be used ({error})") from error
             logger.warning("the keys stay as they were: %s", error)
 

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from trained import make_service as make_service  # passed on to tests that serve
@@ -196,6 +199,18 @@ def eventually(check: Callable[[], bool], what: str, seconds: float = 60.0) -> N
     while not check():
         assert time.monotonic() < end, f"after {seconds:.0f} s: {what}"
         time.sleep(0.05)
+
+
+def exported() -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Labels and value of every sample of ours on this node's page for Prometheus."""
+    port = ray.nodes()[0]["MetricsExportPort"]  # type: ignore[no-untyped-call]
+    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
+    found = defaultdict(list)
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name.startswith("ray_code_ray_"):
+                found[sample.name.removeprefix("ray_code_ray_")].append((sample.labels, sample.value))
+    return found
 
 
 def process_ids(title: str) -> set[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 from ray import serve
-from serving import BATCH, FIXED, LOCAL, Load, Run, eventually, handle_of, replica_id, running_serve
+from serving import BATCH, FIXED, LOCAL, Load, Run, eventually, exported, handle_of, replica_id, running_serve
 
 from code_ray.client import Client
 from code_ray.data import DataSet
@@ -99,6 +99,23 @@ def test_a_hanging_host_is_asked_once_and_not_by_every_request(url: str, served_
     assert load.failures == []
     swift = [end - begin for begin, end, _ in load.answers if begin > moment and end - begin < PATH_DEADLINE_S]
     assert len(swift) > len(load.since(moment)) / 2
+
+
+def test_prometheus_hears_of_an_open_breaker_while_the_host_says_nothing(url: str, served_run: Run, digits: DataSet) -> None:
+    images, cross = digits.test.images[:BATCH], served_run.id_of("cross")
+
+    def breaker() -> float:
+        return max((value for labels, value in exported()["breaker"] if labels["provider"] == "beta"), default=0.0)
+
+    with Client(url, retries=0, timeout_s=60) as client:
+        host = replica_id("provider-beta")
+        os.kill(host, signal.SIGSTOP)
+        try:
+            assert client.predict(LOCAL, images, path=cross).path == ORIGINAL
+            eventually(lambda: breaker() > 0, "an open breaker is not exported", 25)
+        finally:
+            os.kill(host, signal.SIGCONT)
+        eventually(lambda: client.predict(LOCAL, images, path=cross).path == cross, "the cross path did not come back")
 
 
 def test_reconfigure_changes_the_paths_under_load_without_losing_a_request(url: str, served_run: Run, digits: DataSet) -> None:

@@ -1,16 +1,13 @@
 """Live steering: a quiet service stays on its original path, an overloaded one borrows, and a request gets what it asks for."""
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import pytest
-import ray
-from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
-from serving import FIXED, HOST, LOCAL, Images, Load, Run, eventually, make_run, make_service, running_serve
+from serving import FIXED, HOST, LOCAL, Images, Load, Run, eventually, exported, make_run, make_service, running_serve
 
 from code_ray.client import Client
 from code_ray.data import DataSet
@@ -72,18 +69,6 @@ def test_an_overload_moves_to_the_plan_and_back(url: str, client: Client, images
     assert {path for begin, _, path in load.answers if begin < first} == {ORIGINAL}
     eventually(lambda: level(client) == 0, "the level does not fall")
     assert client.predict(LOCAL, images).path == ORIGINAL
-
-
-def exported() -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Labels and value of every sample of ours on this node's page for Prometheus."""
-    port = ray.nodes()[0]["MetricsExportPort"]  # type: ignore[no-untyped-call]
-    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
-    found = defaultdict(list)
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            if sample.name.startswith("ray_code_ray_"):
-                found[sample.name.removeprefix("ray_code_ray_")].append((sample.labels, sample.value))
-    return found
 
 
 def test_prometheus_hears_of_it(client: Client, images: Images) -> None:
