@@ -83,9 +83,23 @@ class PlanObjective(Objective):
         return best_mixture(costs, accuracies, self.accuracy_original, self.limits)
 
     def value(self, known: Known) -> float:
-        return self.mixture(known).throughput * self.original_seconds
+        return self.mixture(self.efficient(known)).throughput * self.original_seconds
+
+    def efficient(self, known: Known) -> Known:
+        """The paths of ``known`` than which no other is both as fast on every server and as accurate: best plans use no others.
+        Programmes over them are many times smaller.
+        """
+        if len(known) < 2:
+            return known
+        paths, entries = list(known), list(known.values())
+        worse = np.column_stack([self._seconds([cost for cost, _ in entries]), [-accuracy for _, accuracy in entries]])
+        as_good = (worse[:, None, :] <= worse[None, :, :]).all(axis=2)  # [i, j]: i is nowhere worse than j
+        # Of paths that are the same in everything the first is kept.
+        beaten = np.any(as_good & (~as_good.T | np.tri(len(paths), k=-1, dtype=bool).T), axis=0)
+        return {path: known[path] for path, out in zip(paths, beaten.tolist(), strict=True) if not out}
 
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
+        known = self.efficient(known)
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         shares = np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1))
@@ -96,7 +110,7 @@ class PlanObjective(Objective):
         return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
 
     def upper_bound(self, known: Known) -> UpperBound:
-        entries = [(self.original.cost, self.accuracy_original), *known.values()]
+        entries = [(self.original.cost, self.accuracy_original), *self.efficient(known).values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         budgets = np.array([*self.limits.budgets.values()])
         bounds = np.append(budgets, 0.0)

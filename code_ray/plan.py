@@ -92,10 +92,12 @@ def read_plan(file: Path) -> Plan:
         raise PlanError(f"{file} is malformed at {first_problem(error)}; run the search again") from error
 
 
-def path_id(path: InferencePath, services: Mapping[str, Service]) -> str:
-    """Short hash of the content of the services on a path, its segments and its link rank."""
+def path_id(path: InferencePath, services: Mapping[str, Service], training: str = "") -> str:
+    """Short hash of the content of the services on a path, its segments and its link rank; ``training`` tells apart links of one
+    path that were trained in more than one way, and so their files.
+    """
     names = (path.local, *path.hosts)
-    text = "|".join([str(path), *(services[name].content_hash for name in names)])
+    text = "|".join([str(path), *(services[name].content_hash for name in names), *filter(None, [training])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -29,6 +29,10 @@ class Recipe(BaseModel):
     temperature: float = Field(2.0, gt=0)
     fit_entry: bool = True
 
+    def longer(self, times: int) -> Recipe:
+        """The same recipe with ``times`` as many batches."""
+        return self.model_copy(update={"steps": times * self.steps, "joint_steps": times * self.joint_steps})
+
     @property
     def total_steps(self) -> int:
         """Batches of a full training."""

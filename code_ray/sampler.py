@@ -15,8 +15,9 @@ from code_ray.path import InferencePath
 from code_ray.scoring import Score
 from code_ray.space import Candidate
 
-Fidelity = Literal["fit", "stopped", "trained"]
-"""``fit``: least-squares links only; ``trained``: the full recipe; ``stopped``: a training that was given up at a rung."""
+Fidelity = Literal["fit", "stopped", "trained", "refined"]
+"""``fit``: least-squares links only; ``trained``: the full recipe; ``stopped``: a training that was given up at a rung; ``refined``:
+trained several times as long, which samplers do not ask for: it is for the paths of the plan."""
 
 
 @dataclass(frozen=True)

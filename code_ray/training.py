@@ -101,14 +101,16 @@ class Trainer:
 class LinkTraining:
     """The links of one path on their way: fitted, then trained from rung to rung.
 
-    ``advance`` can be called any number of times; where it pauses leaves no trace in the links.
+    ``advance`` can be called any number of times; where it pauses leaves no trace in the links. ``times``: how many times as long
+    as the trainer's recipe says.
     """
 
-    def __init__(self, trainer: Trainer, path: InferencePath, seed: int) -> None:
+    def __init__(self, trainer: Trainer, path: InferencePath, seed: int, times: int = 1) -> None:
         torch.manual_seed(seed)
         self.path = path
         self.links = make_links(path, trainer.services)
         self.steps = 0
+        self.recipe = trainer.recipe.longer(times)
         self._trainer = trainer
         self._seed = seed
         self._stages = self._make_stages()
@@ -128,7 +130,7 @@ class LinkTraining:
 
     def advance(self, steps: int) -> None:
         """Train until ``steps`` batches of the recipe's total have been seen."""
-        recipe = self._trainer.recipe
+        recipe = self.recipe
         if not self._stages:
             return
         for stage in self._stages:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -19,6 +20,7 @@ from code_ray.load import LoadLevel
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, RatePolicy, fitting_paths
 from code_ray.wire import InferRequest
+from deployments.batching import Batcher
 from deployments.config import RouterOptions, RouterSettings
 from deployments.metrics import RouterMetrics
 from deployments.routes import ProviderReport, Refusal, Route, UnderWay, make_routes, provider_deployment, solve_rates
@@ -28,6 +30,8 @@ logger = logging.getLogger("ray.serve")
 
 FAILURE_COOL_DOWN_S = 3.0
 """Longer than a refresh takes to notice that a provider is gone."""
+UNTIL_MEASURED = 32
+"""Images a batch until servers have said at how many they are fastest."""
 GONE_AFTER = 2
 """Questions in a row that a provider does not answer before requests that need it are refused at once."""
 
@@ -49,6 +53,9 @@ class Dispatcher:
         self._providers = sorted(set(plan.placement.values()))
         self._breakers = {provider: Breaker() for provider in self._providers if provider != self._local}
         self._breakers_on = {route.id: self._find_breakers(route) for routes in self.routes.values() for route in routes.values()}
+        self._batchers = {
+            route.id: self._make_batcher(service, route) for service, routes in self.routes.items() for route in routes.values()
+        }
         self._reports: dict[str, ProviderReport] = {}
         self._missed = dict.fromkeys(self._providers, 0)
         self._rates: dict[str, float] = {}
@@ -130,7 +137,7 @@ class Dispatcher:
         began, policy, breakers = time.monotonic(), self._policies[service], self._breakers_on[route.id]
         work = self._begin(service, route, len(images), began)
         try:
-            result = await asyncio.wait_for(self._call(route, images), budget_s)
+            result = await asyncio.wait_for(self._join(route, images), budget_s)
         except TimeoutError:
             failure = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
         except (RayError, RayServeException) as error:
@@ -164,6 +171,10 @@ class Dispatcher:
         providers = {hop.provider for hop in route.hops}
         return [self._breakers[provider] for provider in sorted(providers - {self._local})] if route.id != ORIGINAL else []
 
+    def _make_batcher(self, service: str, route: Route) -> Batcher:
+        # A batch for each of its legs to work on, and one on the wire.
+        return Batcher(partial(self._call, service, route), UNTIL_MEASURED, len(route.hops) + 1)
+
     def _begin(self, service: str, route: Route, images: int, now: float) -> dict[str, float]:
         work = route.work(images, self._reports)
         if service == self._plan.local:
@@ -179,7 +190,16 @@ class Dispatcher:
         if service == self._plan.local:
             self._load.end(work.get(self._local, 0.0))
 
-    async def _call(self, route: Route, images: Array) -> Array | Refusal:
+    async def _join(self, route: Route, images: Array) -> Array | Refusal:
+        """Answer ``images`` in a batch of what goes the same way."""
+        batcher = self._batchers[route.id]
+        wait = sum(route.work(batcher.waiting_images, self._reports).values())
+        if wait > self._options.path_deadline_s:
+            return Refusal("too many requests wait for a server", wait - self._options.path_deadline_s)
+        return await batcher.run(images)
+
+    async def _call(self, service: str, route: Route, images: Array) -> Array | Refusal:
+        self._metrics.batched(service, route, len(images))
         value: Any = images
         for hop in route.hops:
             # The answer of one leg goes to the next by reference, not through this process.
@@ -193,6 +213,10 @@ class Dispatcher:
         for provider, report in zip(self._providers, reports, strict=True):
             self._missed[provider] = self._missed[provider] + 1 if report is None else 0
         before, self._reports = self._reports, {report.provider: report for report in reports if report is not None}
+        for routes in self.routes.values():
+            for route in routes.values():
+                if route.is_hosted(self._reports):
+                    self._batchers[route.id].size = max(self._reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
         self._observe(before)
         for provider, breaker in self._breakers.items():
             self._metrics.guarded(provider, breaker.state(time.monotonic()))

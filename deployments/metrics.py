@@ -26,6 +26,7 @@ class RouterMetrics:
         self._fallbacks = Counter("code_ray_fallbacks", "Requests that the original path took over", ("service",))
         self._latency = Histogram("code_ray_latency_ms", "Milliseconds of an attempt that was answered", LATENCIES_MS, by_path)
         self._size = Histogram("code_ray_request_images", "Images a request", REQUEST_IMAGES, ("service",))
+        self._batch = Histogram("code_ray_batch_images", "Images a batch that a router made of requests", REQUEST_IMAGES, by_path)
         self._level = Gauge("code_ray_load_level", "0: all on the original path, 1: the plan's rates", ("service",))
         self._share = Gauge("code_ray_path_share", "Share of the images that the plan's rates give a path", by_path)
         self._breaker = Gauge("code_ray_breaker", "A host's circuit breaker: 0 closed, 1 half-open, 2 open", ("provider",))
@@ -44,6 +45,10 @@ class RouterMetrics:
         self._size.observe(images, {"service": service})
         if lost_points > 0:
             self._lost.inc(images * lost_points, {"service": service})
+
+    def batched(self, service: str, route: Route, images: int) -> None:
+        """A router sent a batch off."""
+        self._batch.observe(images, _tags(service, route))
 
     def fell_back(self, service: str) -> None:
         """The original path takes a request over."""

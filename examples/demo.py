@@ -130,7 +130,7 @@ def deployed(run_dir: Path) -> Iterator[str]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        port = _free_port()
+        port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
@@ -264,7 +264,8 @@ def _summarise_arm(measured: list[Measured]) -> dict[str, float]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

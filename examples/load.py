@@ -15,6 +15,8 @@ from code_ray.data import Split
 from code_ray.errors import RequestError
 from code_ray.wire import decode_response, encode_request
 
+Images = npt.NDArray[np.uint8]
+
 WARM_UP_S = 1.5
 
 

@@ -1,4 +1,5 @@
-"""The whole course of a search as ask / tell: sampled trainings, then rivals, controls, and confirmation on fresh seeds.
+"""The whole course of a search as ask / tell: sampled trainings, then rivals, longer trainings of what plans are made of, controls,
+and confirmation on fresh seeds.
 
 Knows no Tune. A resumed search replays its journal into a new campaign and goes on.
 """
@@ -13,21 +14,32 @@ from code_ray.controls import control_paths
 from code_ray.greedy_sampler import GreedySampler
 from code_ray.objective import Known
 from code_ray.path import InferencePath, parse_path
+from code_ray.plan import path_id
 from code_ray.printed_sampler import PrintedSampler
+from code_ray.refinement import hoped_accuracy, next_to_refine
 from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
+from code_ray.service import Service
 from search.problem import Problem
 
-Role = Literal["search", "rival", "random_host", "links_only", "skip", "confirm"]
+Role = Literal["search", "rival", "refine", "random_host", "links_only", "skip", "confirm"]
 
-PLANNED: tuple[Role, ...] = ("search", "rival", "skip")
+PLANNED: tuple[Role, ...] = ("search", "rival", "refine", "skip")
 """Roles of trainings that a plan may be made of: a skip is a control of what it replaces, and as good a path as any."""
 
 UNPLANNED: tuple[Role, ...] = ("random_host", "links_only")
 """Controls that no plan is made of: nothing that is asked later depends on how they end."""
 
+FINISHED: tuple[Fidelity, ...] = ("trained", "refined")
+"""Fidelities of trainings that came to their end; a path's accuracy is that of its longest ones."""
+
 SCORE_FIELDS = tuple(field.name for field in fields(Score))
 """What the record of a scored path holds of its score."""
+
+
+def links_id(path: InferencePath, services: Mapping[str, Service], fidelity: Fidelity) -> str:
+    """What the links of ``path`` that were trained so are kept under: a longer training leaves those of the shorter one in place."""
+    return path_id(path, services, "" if fidelity == "trained" else fidelity)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Campaign:
         self.sampler = _make_sampler(problem)
         self._in_flight: set[Job] = set()
         self._rest: list[Job] | None = None
-        self._closing = False  # an earlier session has done with rivals
+        self._rivals_done = self._refined = False  # an earlier session has done with rivals, and with longer trainings
         self._kept: tuple[Job, ...] = ()
         self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
@@ -87,13 +99,20 @@ class Campaign:
                 return self._hand_out(*(Job(p.path, p.fidelity, self.problem.config.seed, "search") for p in proposals))
         if self.sampler.stopped_because is None or any(job.role == "search" for job in self._in_flight):
             return ()
-        if self._rest is None and not self._closing and self._rivals_asked < self.problem.config.rivals:
+        config = self.problem.config
+        if self._rest is None and not self._rivals_done and self._begun("rival") < config.rivals:
             rival = self.sampler.rival()
             if rival is not None:
-                return self._hand_out(Job(rival.path, "trained", self.problem.config.seed, "rival"))
+                return self._hand_out(Job(rival.path, "trained", config.seed, "rival"))
         if any(job.role == "rival" for job in self._in_flight):
+            if config.refine.paths:
+                return ()  # what is refined depends on them, and controls are trained as long as their path
             # Rivals have no host: the leading cross seldom changes with them, and what no plan is made of changes no rival.
             return self._hand_out(*[job for job in self._closing_left() if job.role in UNPLANNED][:1])
+        if self._rest is None and not self._refined and (path := self._next_to_refine()) is not None:
+            return self._hand_out(Job(path, "refined", config.seed, "refine"))
+        if any(job.role == "refine" for job in self._in_flight):
+            return ()
         if self._rest is None:
             self._rest = self._closing_left()
         return self._hand_out(self._rest.pop(0)) if self._rest else ()
@@ -130,7 +149,7 @@ class Campaign:
         """Note that a job could not be done; the search goes on without it."""
         self._in_flight.discard(job)
         self.failures[job] = reason
-        if self._is_planned(job):
+        if self._is_told(job):
             self.sampler.drop(Proposal(job.path, job.fidelity))
 
     @property
@@ -138,27 +157,47 @@ class Campaign:
         """The paths a plan may be made of: cost, and validation accuracy averaged over the seeds it was trained on."""
         known = {}
         for path, (cost, _) in self.sampler.chosen.items():
-            seeds = [r["accuracy"] for j, r in self.records.items() if j.path == path and j.fidelity == "trained"]
+            seeds = [r["accuracy"] for j, r in self.records.items() if j.path == path and j.fidelity == self.longest(path)]
             known[path] = (cost, sum(seeds) / len(seeds))
         return known
 
-    def _is_planned(self, job: Job) -> bool:
-        """Whether the sampler is told of a job."""
-        return (job.role == "search" or (job.role in PLANNED and self.sampler.takes_all)) and self.sampler.admit(job.path)
+    def longest(self, path: InferencePath) -> Fidelity:
+        """The fidelity that counts for ``path``: its longest."""
+        return "refined" if any(job.path == path and job.fidelity == "refined" for job in self.records) else "trained"
 
-    @property
-    def _rivals_asked(self) -> int:
-        return sum(job.role == "rival" for job in (*self.records, *self.failures, *self._in_flight))
+    def _is_told(self, job: Job) -> bool:
+        """Whether the sampler is told of a job. It knows a refined path already."""
+        told = job.role == "search" or (job.role in PLANNED and job.role != "refine" and self.sampler.takes_all)
+        return told and self.sampler.admit(job.path)
+
+    def _begun(self, role: Role) -> int:
+        return sum(job.role == role for job in (*self.records, *self.failures, *self._in_flight))
+
+    def _next_to_refine(self) -> InferencePath | None:
+        """The path to be trained longer now; what is in flight counts as if it came out as hoped."""
+        config, objective = self.problem.config, self.problem.objective
+        if self._begun("refine") >= config.refine.paths:
+            return None
+        known, times = dict(self._sampled), config.refine.times
+        for job in self._in_flight:
+            cost, accuracy = known[job.path]
+            known[job.path] = cost, hoped_accuracy(objective, accuracy, times)
+        begun = {job.path for job in (*self.records, *self.failures, *self._in_flight) if job.role == "refine"}
+        return next_to_refine(known, begun, objective, times, config.stopping.epsilon)
 
     def full_trainings(self) -> int:
-        """How many times links were trained by the full recipe, controls and confirmation included."""
-        return sum(job.fidelity == "trained" for job in self.records)
+        """How many times links were trained to their end, controls, refinements and confirmation included."""
+        return sum(job.fidelity in FINISHED for job in self.records)
 
     @property
     def _sampled(self) -> Known:
-        """What the sampler and its rivals found: controls and confirmation are chosen from it, and a skip among them changes nothing."""
-        told = {job.path for job in self.records if job.fidelity == "trained" and job.role in ("search", "rival")}
-        return {path: entry for path, entry in self.sampler.chosen.items() if path in told}
+        """What the sampler, its rivals and longer trainings found: controls and confirmation are chosen from it, and a skip among
+        them changes nothing.
+        """
+        found: dict[InferencePath, float] = {}
+        for role in ("search", "rival", "refine"):
+            found |= {job.path: record["accuracy"] for job, record in self.records.items() if job.role == role and job.fidelity in FINISHED}
+        return {path: (cost, found[path]) for path, (cost, _) in self.sampler.chosen.items() if path in found}
 
     def leading_cross(self) -> InferencePath | None:
         """The trained cross path that the plan uses most, else the one that would serve best beside the original."""
@@ -172,20 +211,22 @@ class Campaign:
     def _hand_out(self, *jobs: Job) -> tuple[Job, ...]:
         self._in_flight.update(jobs)
         for job in jobs:
-            if job.fidelity == "trained" and self._is_planned(job):
+            if job.fidelity == "trained" and self._is_told(job):
                 self._expected[job] = self.sampler.expected_range(job.path)
         return jobs
 
     def _take(self, job: Job, record: dict[str, Any]) -> None:
         self._in_flight.discard(job)
         self.records[job] = record
-        if not self._is_planned(job):
+        if not self._is_told(job):
             return
         if job.fidelity == "stopped":
             self.sampler.stop(job.path)
         else:
             score = Score(*(record[name] for name in SCORE_FIELDS)) if job.fidelity == "fit" else None
-            self.sampler.tell(Proposal(job.path, job.fidelity), record["accuracy"], score)
+            # A skip that is the control of a refined path was trained as long.
+            fidelity = "trained" if job.fidelity == "refined" else job.fidelity
+            self.sampler.tell(Proposal(job.path, fidelity), record["accuracy"], score)
 
     def _replay(self) -> None:
         for record in self.problem.run.journal.records():
@@ -194,7 +235,9 @@ class Campaign:
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
             if (ended := record.pop("stopped_because", None)) is not None:
                 self.sampler.stopped_because = ended
-                self._closing = self._closing or job.role in ("skip", "confirm")
+                closing = job.role in ("skip", "confirm") or (job.role in UNPLANNED and self.problem.config.refine.paths > 0)
+                self._refined = self._refined or closing
+                self._rivals_done = self._rivals_done or closing or job.role == "refine"
             if job.role != "search" or self.sampler.admit(job.path):
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)
@@ -208,13 +251,13 @@ class Campaign:
         cross = self.leading_cross()
         if config.controls and cross is not None:
             for role, path in control_paths(cross).items():
-                if not any(j.path == path and j.fidelity == "trained" for j in self.records):
-                    yield Job(path, "trained", config.seed, role)  # type: ignore[arg-type]
+                if not any(j.path == path and j.fidelity == self.longest(cross) for j in self.records):
+                    yield Job(path, self.longest(cross), config.seed, role)  # type: ignore[arg-type]
         objective = self.problem.plan_objective
         rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
         ranked = sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
         for path in ranked[: config.confirm]:
-            yield Job(path, "trained", config.seed + 1, "confirm")
+            yield Job(path, self.longest(path), config.seed + 1, "confirm")
 
 
 def _make_sampler(problem: Problem) -> Sampler:

@@ -48,7 +48,8 @@ def carry_over(source: RunDirectory, config: SearchConfig, run: RunDirectory, nu
         shutil.copytree(source.stores_dir, run.stores_dir, dirs_exist_ok=True)
     if set(before.hosts) == set(config.hosts) and all(getattr(before, name) == getattr(config, name) for name in TIMED_BY):
         shutil.copy(source.profile_file, run.profile_file)
-    records = [record for record in source.journal.records() if _is_of(record, config, num_blocks)]
+    as_long = before.refine.times == config.refine.times
+    records = [r for r in source.journal.records() if _is_of(r, config, num_blocks) and (as_long or r.get("fidelity") != "refined")]
     # The journal comes last and whole: until it is there, the same command starts this again.
     staged = Journal(run.journal.file.with_suffix(".staged"))
     staged.file.unlink(missing_ok=True)

@@ -37,6 +37,15 @@ class StoppingConfig(BaseModel):
     epsilon: float = Field(0.01, ge=0)
 
 
+class RefineConfig(BaseModel):
+    """Longer trainings of the paths that plans are made of: of so many paths at most, so many ``times`` as long as the recipe says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paths: int = Field(0, ge=0)
+    times: int = Field(3, ge=2)
+
+
 class RewardConfig(BaseModel):
     """Parameters of the paper's reward; ``accuracy_min_below_original`` is A_0 - A_min in points."""
 
@@ -70,6 +79,7 @@ class SearchConfig(BaseModel):
     reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()
     rivals: int = Field(2, ge=0)
+    refine: RefineConfig = RefineConfig()
     confirm: int = Field(3, ge=0)
     validation_samples: int = Field(sys.maxsize, ge=2)
     test_samples: int = Field(sys.maxsize, ge=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from search.campaign import PLANNED
+from search.campaign import FINISHED, PLANNED
 from search.config import SearchConfig
 
 WORTH = 1.01
@@ -82,8 +82,8 @@ def borrowing(findings: Findings) -> str:
 
 def _rivals_left_out(findings: Findings) -> str:
     """What weakens the comparison with plans without a host."""
-    rows = [row for row in findings.rows("trained", "stopped") if row["kind"] in ("exit", "skip")]
-    counted = {row["path"] for row in rows if row["fidelity"] == "trained" and row["role"] in PLANNED}
+    rows = [row for row in findings.rows(*FINISHED, "stopped") if row["kind"] in ("exit", "skip")]
+    counted = {row["path"] for row in rows if row["fidelity"] in FINISHED and row["role"] in PLANNED}
     left_out = {row["path"] for row in rows} - counted
     said = "" if counted else " No exit and no skip was trained for comparison."
     if left_out:
@@ -119,7 +119,7 @@ def work(findings: Findings) -> str:
     """What the search cost."""
     result, stopped = findings.result, len(findings.rows("stopped"))
     return (
-        f"{result['trainings']} full trainings (controls and confirmation included), {stopped} stopped at a rung, "
+        f"{result['trainings']} trainings to the end (controls and confirmation included; {result['refined']} of them longer), {stopped} stopped at a rung, "
         f"{result['screened']} paths scored without training; {result['seconds']:.0f} s in the last call"
     )
 

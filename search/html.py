@@ -6,6 +6,7 @@ import shlex
 
 import pandas as pd
 
+from search.campaign import FINISHED
 from search.findings import Findings, borrowing, coverage, host_counts, left, nothing_pays, objective, plan, two, verdict, work
 from search.markup import Markup, document, element, facts, join, picture, table
 from search.plots import readable
@@ -126,8 +127,10 @@ def _facts(findings: Findings) -> Markup:
 
 
 def _plan_table(findings: Findings) -> Markup:
-    trained = pd.DataFrame(findings.rows("trained"), columns=findings.table.columns)
-    # A path's accuracy is the mean over its seeds. The original has no row: it is never trained.
+    trained = pd.DataFrame(findings.rows(*FINISHED), columns=findings.table.columns)
+    # A path's accuracy is the mean over its seeds, of its longest trainings. The original has no row: it is never trained.
+    refined = set(trained.path[trained.fidelity == "refined"])
+    trained = trained[(trained.fidelity == "refined") | ~trained.path.isin(refined)]
     accuracies = trained.groupby("path").accuracy.mean().to_dict()
     kinds = dict(zip(trained.path, trained.kind, strict=True))
     rows = []
@@ -197,7 +200,7 @@ def _trained_table(findings: Findings) -> Markup:
             f"{row['seconds']:.1f}",
             row["fidelity"],
         )
-        for row in findings.rows("trained", "stopped")
+        for row in findings.rows(*FINISHED, "stopped")
     ]
     if not rows:
         return element("p", "None.")

@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 
 from code_ray.path import InferencePath
 from code_ray.service import Service
+from search.campaign import FINISHED
 from search.problem import Problem
 
 # A dollar in the name of a service is a dollar.
@@ -68,8 +69,8 @@ def draw_pareto(
     _ratio_axis(axes, right)
     axes.set(ylim=(-0.08 * top, top))
     edge = right**0.985 if right > LOG_FROM else 1 + 0.98 * (right - 1)
-    trained = table[table.fidelity == "trained"]
-    for kind, group in trained[trained.role.isin(["search", "rival"])].groupby("kind"):
+    trained = table[table.fidelity.isin(FINISHED)]
+    for kind, group in trained[trained.role.isin(["search", "rival", "refine"])].groupby("kind"):
         x, y = group.pair_throughput_ratio.clip(upper=edge), group.pair_loss_points.clip(upper=0.98 * top)
         axes.scatter(x, y, s=24, color=COLOURS[str(kind)], label=f"original + one {kind}", zorder=3, clip_on=False)
     for role, mark in CONTROL_MARKS.items():

@@ -45,6 +45,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
         "candidates": problem.faster,
         "paths_enumerated": problem.paths_enumerated,
         "trainings": campaign.full_trainings(),
+        "refined": sum(job.fidelity == "refined" for job in campaign.records),
         "screened": sum(job.fidelity == "fit" for job in campaign.records),
         "failed": {str(job.path): reason for job, reason in campaign.failures.items()},
         "seconds": seconds,
@@ -200,6 +201,6 @@ def _controls(campaign: Campaign) -> dict[str, dict[str, float] | None]:
     reached = campaign.accuracies[cross][1]
     controls: dict[str, dict[str, float] | None] = {}
     for role, path in control_paths(cross).items():
-        found = [r["accuracy"] for j, r in campaign.records.items() if j.path == path and j.fidelity == "trained"]
+        found = [r["accuracy"] for j, r in campaign.records.items() if j.path == path and j.fidelity == campaign.longest(cross)]
         controls[role] = {"accuracy_validation": found[0], "cross_accuracy_validation": reached} if found else None
     return controls

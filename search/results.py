@@ -13,11 +13,11 @@ import numpy.typing as npt
 from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
-from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id
+from code_ray.plan import Plan, PlannedPath, load_leg_links
 from code_ray.runner import walk
 from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
-from search.campaign import PLANNED, Campaign
+from search.campaign import PLANNED, Campaign, links_id
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
@@ -160,10 +160,10 @@ def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]
     known, original = campaign.accuracies, problem.plan_objective.original.path
     planned = [PlannedPath(path=str(original), id="original", accuracy=problem.accuracy_original, link_hashes={})]
     for path in dict.fromkeys(path for path in paths if path != original):
-        record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == "trained")
-        planned.append(
-            PlannedPath(path=str(path), id=path_id(path, problem.services), accuracy=known[path][1], link_hashes=record["link_hashes"])
-        )
+        fidelity = campaign.longest(path)
+        record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == fidelity)
+        identifier = links_id(path, problem.services, fidelity)
+        planned.append(PlannedPath(path=str(path), id=identifier, accuracy=known[path][1], link_hashes=record["link_hashes"]))
     config = problem.config
     return Plan(
         local=config.local,

@@ -16,12 +16,12 @@ from ray import tune
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.errors import ArtifactError, CodeRayError, LinkError, ServiceError
 from code_ray.path import InferencePath
-from code_ray.plan import path_id, save_links
+from code_ray.plan import save_links
 from code_ray.profiling import Profile
 from code_ray.scoring import Scorer
 from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
-from search.campaign import PLANNED, Job
+from search.campaign import PLANNED, Job, links_id
 from search.config import SearchConfig
 from search.problem import load_search_data, load_services
 
@@ -86,9 +86,9 @@ class Worker:
         """
         started, begun = time.time(), time.monotonic()
         services = self._verified([job])
-        recipe = self.config.recipe
+        refined = job.fidelity == "refined"
         try:
-            training = LinkTraining(self.trainer, job.path, job.seed)
+            training = LinkTraining(self.trainer, job.path, job.seed, self.config.refine.times if refined else 1)
             training.fit()
         except LinkError as error:
             yield {"failure": str(error)}
@@ -99,15 +99,15 @@ class Worker:
             training.advance(steps)
             accuracy = training.screen_accuracy()
             lost = 100 * (self.trainer.screen_accuracy - accuracy)
-            rungs.append({"steps": steps, "share": steps / recipe.total_steps, "accuracy": accuracy, "loss_points": lost})
+            rungs.append({"steps": steps, "share": steps / training.recipe.total_steps, "accuracy": accuracy, "loss_points": lost})
             so_far = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": [*rungs], "seconds": time.monotonic() - begun}
             yield Rung({**so_far, "link_hashes": {}, "started": started, "finished": time.time()})
-        training.advance(recipe.total_steps)
+        training.advance(training.recipe.total_steps)
         accuracy = training.accuracy("validation")
         _verify(services)
         hashes: dict[str, str] = {}
         if job.role in PLANNED:
-            hashes = save_links(job.path, path_id(job.path, self.services), training.links, self.placement, self.stores_dir)
+            hashes = save_links(job.path, links_id(job.path, self.services, job.fidelity), training.links, self.placement, self.stores_dir)
         whole = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
         yield {"record": {**whole, "link_hashes": hashes, "started": started, "finished": time.time()}}
 

@@ -58,6 +58,7 @@ def result() -> dict[str, Any]:
         "candidates": 44,
         "paths_enumerated": 55,
         "trainings": 6,
+        "refined": 0,
         "screened": 24,
         "failed": {},
         "seconds": 66.6,

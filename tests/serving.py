@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -24,6 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from trained import make_service as make_service  # passed on to tests that serve
 from trained import train_path
 
+from benchmarks.serving.processes import process_ids as process_ids
+from benchmarks.serving.processes import replica_ids
 from code_ray.blocks import ExecutionMode
 from code_ray.client import Client
 from code_ray.data import DataSet
@@ -37,6 +38,8 @@ from code_ray.runner import PathRunner, walk
 from code_ray.service import Service
 from code_ray.training import Trainer
 from deployments.config import ProviderOptions
+from examples.demo import free_port as free_port
+from examples.load import Images as Images
 
 LOCAL, HOST = "tiny", "host"
 PLACEMENT = {LOCAL: "alpha", HOST: "beta"}
@@ -51,8 +54,6 @@ VECTORS: dict[str, tuple[int, ...]] = {
 BATCH = 16
 FIXED = ProviderOptions(num_cpus=0.5, mode="float32", batch_size=BATCH)
 """No choice is left to measurements: what is computed is the same every time."""
-
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,6 @@ def _environment(**values: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def handle_of(deployment: str, application: str = "default") -> DeploymentHandle[Any]:
     """The handle of a running deployment."""
     return serve.get_deployment_handle(deployment, application)
@@ -213,31 +207,10 @@ def exported() -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-def process_ids(title: str) -> set[int]:
-    """Processes that this one's Ray has started and whose title begins with ``title``, as Ray sets it (``ray::...``)."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_ours(int(folder.name)):
-                    found.add(int(folder.name))
-            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                continue
-    return found
-
-
 def replica_id(deployment: str, application: str = "default") -> int:
     """Process id of a deployment's only replica."""
-    (only,) = process_ids(f"ray::ServeReplica:{application}:{deployment}")
+    (only,) = replica_ids(deployment, application)
     return only
-
-
-def _is_ours(process: int) -> bool:
-    while process > 1:
-        if process == os.getpid():
-            return True
-        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    return False
 
 
 def peak_bytes(process: int) -> int:

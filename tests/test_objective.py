@@ -185,3 +185,17 @@ def test_upper_bounds_stand_in_for_values_where_too_many_plans_would_have_to_be_
     exact = np.array([many.value({**known, c.path: (c.cost, A0 - 0.02)}) for c in every[15:]])
     assert (found[0] >= exact * (1 - 1e-6)).all()
     assert (found[0] > exact * (1 + 1e-6)).any()
+
+
+@given(trained(12))
+def test_best_plans_need_only_paths_that_no_other_beats(known: Known) -> None:
+    fewer = PLAN.efficient(known)
+    assert PLAN.mixture(fewer).throughput == pytest.approx(PLAN.mixture(known).throughput, rel=1e-6)
+    for path, (cost, accuracy) in known.items():
+        beaten_by = [p for p, (c, a) in fewer.items() if a >= accuracy and all(c.at(name) <= cost.at(name) for name in LIMITS.budgets)]
+        assert (path in fewer) == (beaten_by == [path])
+
+
+def test_of_paths_that_are_the_same_in_everything_one_is_kept() -> None:
+    entry = (PathCost({"local": T0 / 2, "host": T0 / 4}), 0.89)
+    assert list(PLAN.efficient({PATHS[0]: entry, PATHS[1]: entry, PATHS[2]: entry})) == [PATHS[0]]

@@ -17,7 +17,7 @@ from test_search_faults import kill, read_until, start
 from code_ray.artifact import RunDirectory
 from code_ray.journal import Journal
 from code_ray.plan import read_plan
-from search.campaign import Campaign, Job
+from search.campaign import FINISHED, Campaign, Job
 from search.config import read_config
 from search.problem import Problem, load_inputs, prepare
 from search.searcher import CampaignSearcher
@@ -29,6 +29,7 @@ RUNGED: dict[str, Any] = PAIR | {
     "screen": 8,
     "rungs": [4, 9],
     "reduction": 4,
+    "refine": {"paths": 1, "times": 2},
     # Nothing but its budget ends this search.
     "stopping": {"max_trainings": 5, "c_stop": 6, "epsilon": 0},
     "test_samples": 100,
@@ -57,7 +58,7 @@ def of_fidelity(fidelity: str, out: Path) -> list[Record]:
 def test_a_training_that_falls_back_is_stopped_at_a_rung_and_the_search_goes_on(whole: Finished) -> None:
     assert (whole.done.returncode, complaints(whole.done.stderr)) == (0, [])
     fidelities = [record["fidelity"] for record in evaluations(whole.out)]
-    assert set(fidelities) == {"fit", "stopped", "trained"}
+    assert set(fidelities) == {"fit", "stopped", "trained", "refined"}
     assert len(fidelities) - fidelities.index("stopped") > 2
     assert whole.done.stdout.count("stopped after") == fidelities.count("stopped")
 
@@ -92,11 +93,11 @@ def test_a_stopped_training_is_in_the_table_but_counts_neither_as_a_training_nor
     table = pd.read_csv(whole.out / "evaluations.csv")
     assert list(table.path[table.fidelity == "stopped"]) == [record["path"] for record in of_fidelity("stopped", whole.out)]
     trained = [record for record in records if record["fidelity"] == "trained"]
-    assert result["trainings"] == len(trained)
+    assert result["trainings"] == len(trained) + result["refined"] == len([record for record in records if record["fidelity"] in FINISHED])
     assert result["forecast_coverage"]["trainings"] == sum("expected_low" in record for record in trained)
     assert not any("expected_low" in record for record in records if record["fidelity"] != "trained")
     used = {planned.path for planned in read_plan(whole.out / "plan.json").paths if planned.id != "original"}
-    assert used <= {record["path"] for record in trained}
+    assert used <= {record["path"] for record in records if record["fidelity"] in FINISHED}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What serving costs and withstands, measured on real clusters over real HTTP (docs/serving.md)."""

@@ -1,0 +1,178 @@
+"""Servers killed under load, again and again: no client loses an answer.
+
+python -m benchmarks.serving.kills [--kills 10] [--out runs/bench]      writes kills.csv
+
+The shipped plan on two nodes of one machine, the host's provider on a node of its own, two routers on the other. Eight clients send
+requests of 32 images with the client library's retries; a replica is killed by SIGKILL, the node by the loss of all its processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from benchmarks.serving.processes import replica_ids
+from code_ray.client import AsyncClient
+from code_ray.data import load_data
+from code_ray.errors import RequestError
+from code_ray.plan import read_plan
+from deployments import build_app
+from deployments.config import DEFAULT_RUN_DIR, AppOptions, ProviderOptions, RouterOptions
+from examples.demo import free_port, say
+from examples.load import Images
+
+CLIENTS, REQUEST_IMAGES = 8, 32
+RECOVERY_S = 60.0
+
+
+@dataclass
+class Answers:
+    """(begin, end) of each answer by the monotonic clock, and what went wrong."""
+
+    times: list[tuple[float, float]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def since(self, moment: float) -> int:
+        """Answers to requests that began after ``moment``."""
+        return sum(begin > moment for begin, _ in self.times)
+
+
+class Nodes:
+    """A head, and a node with the resource that pins the host's provider, which can be lost and come back."""
+
+    def __init__(self, host: str) -> None:
+        self._resources = {f"provider:{host}": 1.0}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        self._node = self._cluster.add_node(num_cpus=1, resources=self._resources)
+        self.address: str = self._cluster.address
+
+    def lose_host(self) -> None:
+        """Kill every process of the host's node, and start another node in its place a moment later."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        time.sleep(2.0)
+        self._node = self._cluster.add_node(num_cpus=1, resources=self._resources)
+
+    def shutdown(self) -> None:
+        """End everything."""
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def main() -> int:
+    """0 where no client lost an answer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
+    (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
+    with deployed_on_nodes(host) as (url, nodes):
+        victims: dict[str, Callable[[], None]] = {
+            "host": lambda: _kill(f"provider-{host}"),
+            "local": lambda: _kill(f"provider-{plan.placement[plan.local]}"),
+            "router": lambda: _kill("router"),
+            "host's node": nodes.lose_host,
+        }
+        rows = [asyncio.run(_round(url, plan.local, name, kill, n)) for n in range(options.kills) for name, kill in victims.items()]
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(options.out / "kills.csv", index=False, float_format="%.3g")
+    print(
+        table.groupby("victim").agg(
+            kills=("kill", "count"), answers=("answers", "sum"), failed=("failed", "sum"), slowest_s=("slowest_s", "max")
+        )
+    )
+    return int(table.failed.sum() > 0)
+
+
+@contextmanager
+def deployed_on_nodes(host: str) -> Iterator[tuple[str, Nodes]]:
+    """The shipped plan over two nodes; yields its URL and the nodes."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    nodes = Nodes(host)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        port = free_port()
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        router = RouterOptions(replicas=2, path_deadline_s=3, steering="plan")
+        options = AppOptions(providers={host: ProviderOptions(pinned=True)}, router=router)
+        serve.run(build_app(options), route_prefix="/")
+        yield f"http://127.0.0.1:{port}", nodes
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def _kill(deployment: str) -> None:
+    os.kill(min(replica_ids(deployment)), signal.SIGKILL)
+
+
+async def _round(url: str, service: str, victim: str, kill: Callable[[], None], number: int) -> dict[str, Any]:
+    """Load, kill once, wait until the plan is whole again."""
+    images = load_data("fashion-mnist").test.images[:REQUEST_IMAGES]
+    answers, stop = Answers(), asyncio.Event()
+    async with AsyncClient(url, timeout_s=60) as client:
+        load = [asyncio.create_task(_send(client, service, images, answers, stop)) for _ in range(CLIENTS)]
+        await _until(lambda: len(answers.times) > 3 * CLIENTS, "nothing is answered")
+        moment = time.monotonic()
+        await asyncio.to_thread(kill)
+        await asyncio.sleep(2.0)
+        recovered = await _until_whole(client, service)
+        stop.set()
+        await asyncio.gather(*load)
+    row = {"victim": victim, "kill": number, "answers": len(answers.times), "failed": len(answers.failures)}
+    row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "recovered_s": recovered - moment}
+    say(f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}")
+    return row
+
+
+async def _send(client: AsyncClient, service: str, images: Images, answers: Answers, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        begin = time.monotonic()
+        try:
+            await client.predict(service, images)
+        except RequestError as error:
+            answers.failures.append(f"{error.status}: {error}")
+        else:
+            answers.times.append((begin, time.monotonic()))
+
+
+async def _until(check: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + RECOVERY_S
+    while not check():
+        if time.monotonic() > end:
+            raise SystemExit(f"after {RECOVERY_S:.0f} s: {what}")
+        await asyncio.sleep(0.05)
+
+
+async def _until_whole(client: AsyncClient, service: str) -> float:
+    """The moment from which every path of the plan has a rate again, with every breaker closed."""
+    end = time.monotonic() + RECOVERY_S
+    while time.monotonic() < end:
+        parameters = (await client.metadata(service))["parameters"]
+        borrowing = [path["images_per_second"] for path in parameters["paths"] if path["kind"] in ("cross", "probe")]
+        if all(rate > 0 for rate in borrowing) and set(parameters["breakers"].values()) <= {"closed"}:
+            return time.monotonic()
+        await asyncio.sleep(0.2)
+    return time.monotonic()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

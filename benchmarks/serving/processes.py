@@ -1,0 +1,32 @@
+"""The processes of the Ray that this one has started, found in /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def process_ids(title: str) -> set[int]:
+    """Processes that this one's Ray has started and whose title begins with ``title``, as Ray sets it (``ray::...``)."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_ours(int(folder.name)):
+                    found.add(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                continue
+    return found
+
+
+def replica_ids(deployment: str, application: str = "default") -> set[int]:
+    """Process ids of a deployment's replicas."""
+    return process_ids(f"ray::ServeReplica:{application}:{deployment}")
+
+
+def _is_ours(process: int) -> bool:
+    while process > 1:
+        if process == os.getpid():
+            return True
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return False

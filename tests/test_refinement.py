@@ -1,0 +1,106 @@
+"""Longer trainings: which path is next, and what a search that made some says of them."""
+
+from typing import Any
+
+import pytest
+from test_search import Finished, complaints, evaluations, search, write_config
+from test_search_rungs import RUNGED
+from trained import PATHS, SHORT, TrainedPath, tiny_trainer, train_path
+
+from code_ray.data import DataSet
+from code_ray.objective import Known, PlanObjective
+from code_ray.path import InferencePath, original_path, path_from_vector
+from code_ray.plan import read_plan
+from code_ray.refinement import hoped_accuracy, next_to_refine
+from code_ray.service import Service
+from code_ray.space import Candidate
+from code_ray.throughput import Limits, PathCost
+from code_ray.training import LinkTraining
+
+ORIGINAL = Candidate(original_path("tiny", 6), PathCost({"a": 1.0}))
+OBJECTIVE = PlanObjective(ORIGINAL, 0.93, Limits({"a": 1.0, "b": 1.0}, 0.5), "a")
+FAST, SLOW = (path_from_vector(vector, "tiny", 6, "host", 6) for vector in ((1, 2, 4, 5), (2, 2, 4, 5)))
+SKIP = path_from_vector((1, 4), "tiny", 6)
+KNOWN: Known = {
+    FAST: (PathCost({"a": 0.3, "b": 0.2}), 0.92),
+    SLOW: (PathCost({"a": 0.6, "b": 0.2}), 0.915),
+    SKIP: (PathCost({"a": 0.7}), 0.91),
+}
+
+
+def test_a_longer_training_is_hoped_to_lose_less_and_the_more_the_longer_it_is() -> None:
+    assert 0.92 < hoped_accuracy(OBJECTIVE, 0.92, 2) < hoped_accuracy(OBJECTIVE, 0.92, 5) < 0.93
+
+
+def refined_in_order(known: Known, epsilon: float = 0.0) -> list[InferencePath]:
+    order: list[InferencePath] = []
+    while (path := next_to_refine(known, order, OBJECTIVE, 3, epsilon)) is not None:
+        order.append(path)
+    return order
+
+
+def test_the_path_that_carries_the_plan_comes_first_and_the_best_without_a_host_is_not_forgotten() -> None:
+    order = refined_in_order(KNOWN)
+    assert order[0] == FAST
+    assert SKIP in order
+    # It is slower and worse than another: no plan has a use for it, however long it is trained.
+    assert SLOW not in order
+
+
+@pytest.mark.parametrize(("known", "epsilon"), [(KNOWN, 100.0), ({}, 0.0), ({FAST: (PathCost({"a": 0.3, "b": 0.2}), 0.5)}, 0.05)])
+def test_nothing_is_refined_where_no_plan_is_expected_to_gain_from_it(known: Known, epsilon: float) -> None:
+    assert refined_in_order(known, epsilon) == []
+
+
+def test_a_training_of_twice_the_length_is_that_of_a_recipe_with_twice_the_steps(
+    tiny_services: dict[str, Service], digits: DataSet
+) -> None:
+    path = PATHS[0]
+    longer = LinkTraining(tiny_trainer(tiny_services, digits), path, 0, times=2)
+    longer.fit()
+    longer.advance(longer.recipe.total_steps)
+    assert longer.steps == 2 * SHORT.total_steps
+    wanted: TrainedPath = train_path(tiny_trainer(tiny_services, digits, steps=2 * SHORT.steps, joint_steps=2 * SHORT.joint_steps), path, 0)
+    for key, link in longer.links.items():
+        for name, tensor in link.state_dict().items():
+            assert tensor.equal(wanted.links[key].state_dict()[name]), (key, name)
+
+
+REFINED: dict[str, Any] = RUNGED | {"rungs": [], "refine": {"paths": 2, "times": 2}, "controls": True, "confirm": 1, "rivals": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("refined")
+    config, out = write_config(folder, REFINED), folder / "run"
+    return Finished(config, out, search(config, out))
+
+
+def test_paths_are_refined_after_the_search_and_their_controls_and_confirmation_are_as_long(finished: Finished) -> None:
+    assert (finished.done.returncode, complaints(finished.done.stderr)) == (0, [])
+    records = evaluations(finished.out)
+    refined = [record for record in records if record["role"] == "refine"]
+    assert 1 <= len(refined) <= 2
+    assert {record["fidelity"] for record in refined} == {"refined"}
+    assert finished.result["refined"] == sum(record["fidelity"] == "refined" for record in records) > len(refined)
+    roles = [record["role"] for record in records]
+    assert roles.index("refine") > max(i for i, role in enumerate(roles) if role in ("search", "rival"))
+    # The leading path was refined, so what it is compared with and what confirms it is as well.
+    paths = {record["path"] for record in refined}
+    assert {r["fidelity"] for r in records if r["role"] == "confirm" and r["path"] in paths} <= {"refined"}
+    assert {r["fidelity"] for r in records if r["role"] in ("random_host", "links_only")} == {"refined"}
+
+
+def test_the_plan_has_the_longer_links_and_the_report_their_accuracy(finished: Finished) -> None:
+    records = evaluations(finished.out)
+    for planned in read_plan(finished.out / "plan.json").paths:
+        longest = [r for r in records if r["path"] == planned.path and r["fidelity"] == "refined"] or [
+            r for r in records if r["path"] == planned.path and r["fidelity"] == "trained"
+        ]
+        if planned.id != "original":
+            assert planned.accuracy == pytest.approx(sum(r["accuracy"] for r in longest) / len(longest))
+            assert planned.link_hashes == next(r["link_hashes"] for r in longest if r["link_hashes"])
+    # The shorter links stay where they were.
+    files = list((finished.out / "stores").rglob("*.safetensors"))
+    assert len(files) == len({file.name for file in files})
+    assert f"{finished.result['refined']} of them longer" in (finished.out / "report.html").read_text()
