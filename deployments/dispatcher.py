@@ -54,7 +54,7 @@ class Dispatcher:
         self._breakers = {provider: Breaker() for provider in self._providers if provider != self._local}
         self._breakers_on = {route.id: self._find_breakers(route) for routes in self.routes.values() for route in routes.values()}
         self._batchers = {
-            route.id: self._make_batcher(service, route) for service, routes in self.routes.items() for route in routes.values()
+            route: self._make_batcher(service, route) for service, routes in self.routes.items() for route in routes.values()
         }
         self._reports: dict[str, ProviderReport] = {}
         self._missed = dict.fromkeys(self._providers, 0)
@@ -192,7 +192,7 @@ class Dispatcher:
 
     async def _join(self, route: Route, images: Array) -> Array | Refusal:
         """Answer ``images`` in a batch of what goes the same way."""
-        batcher = self._batchers[route.id]
+        batcher = self._batchers[route]
         wait = sum(route.work(batcher.waiting_images, self._reports).values())
         if wait > self._options.path_deadline_s:
             return Refusal("too many requests wait for a server", wait - self._options.path_deadline_s)
@@ -216,7 +216,7 @@ class Dispatcher:
         for routes in self.routes.values():
             for route in routes.values():
                 if route.is_hosted(self._reports):
-                    self._batchers[route.id].size = max(self._reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
+                    self._batchers[route].size = max(self._reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
         self._observe(before)
         for provider, breaker in self._breakers.items():
             self._metrics.guarded(provider, breaker.state(time.monotonic()))

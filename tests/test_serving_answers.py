@@ -1,5 +1,6 @@
 """Answers over Ray Serve and HTTP: the numbers of one process, in both forms of the protocol, by hand and by client."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +9,13 @@ import httpx
 import numpy as np
 import pytest
 from ray import serve
-from serving import BATCH, FIXED, HOST, LOCAL, VECTORS, Run, relative_difference, running_serve
+from serving import BATCH, FIXED, HOST, LOCAL, VECTORS, Run, eventually, exported, relative_difference, running_serve
 
-from code_ray.client import Client
+from code_ray.blocks import ExecutionMode
+from code_ray.client import AsyncClient, Client, Prediction
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
+from code_ray.runner import LegRunner
 from code_ray.wire import HEADER_LENGTH, decode_response, encode_request
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
@@ -56,6 +59,32 @@ def test_a_path_over_ray_gives_the_logits_of_one_process(name: str, count: int, 
     answer = client.predict(LOCAL, images, path=served_run.id_of(name))
     assert answer.path == served_run.id_of(name)
     assert relative_difference(answer.logits, served_run.logits(name, images)) <= 1e-5
+
+
+def test_small_requests_go_together_and_each_gets_its_own_answer(url: str, served_run: Run, digits: DataSet) -> None:
+    """Of all paths and both services at once, one to three images each."""
+    asked = [(name, slice(i, i + 1 + i % 3)) for i in range(60) for name in (*VECTORS, HOST)]
+
+    async def ask_all() -> list[Prediction]:
+        async with AsyncClient(url, timeout_s=120, retries=0) as client:
+            return await asyncio.gather(
+                *(
+                    client.predict(
+                        HOST if name == HOST else LOCAL, digits.test.images[part], path=served_run.id_of(name) if name != HOST else None
+                    )
+                    for name, part in asked
+                )
+            )
+
+    answers = asyncio.run(ask_all())
+    logits = {name: served_run.logits(name, digits.test.images[:70]) for name in VECTORS}
+    host = served_run.services[HOST]
+    logits[HOST] = LegRunner(list(host.blocks), ExecutionMode())(host.preprocess(digits.test.images[:70])).numpy()
+    for (name, part), answer in zip(asked, answers, strict=True):
+        assert relative_difference(answer.logits, logits[name][part]) <= 1e-4
+    eventually(lambda: "batch_images_sum" in exported(), "no batches are exported")
+    found = {end: sum(value for _, value in exported()[f"batch_images_{end}"]) for end in ("sum", "count")}
+    assert found["sum"] > 2.5 * found["count"]
 
 
 def test_paths_do_not_give_each_others_logits(served_run: Run, digits: DataSet) -> None:
