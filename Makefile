@@ -10,7 +10,7 @@ CHECKED := $(foreach dir,code_ray search deployments examples benchmarks tests,$
 apt-install = command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && \
 	{ apt-get install -y -qq $(1) > /dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq $(1) > /dev/null; }; }
 
-.PHONY: help venv data demo test check bench zoo clean
+.PHONY: help venv data demo test check bench soak zoo clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -46,6 +46,11 @@ test: venv data check ## check, then every test
 bench: venv data ## every benchmark
 	@set -e; for file in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name --out runs/bench; done
+
+soak: venv data ## half an hour of faults, malformed requests and mixed load: nothing is lost, nothing grows
+	$(BIN)/python -m benchmarks.serving.malformed
+	$(BIN)/python -m benchmarks.serving.kills --out runs/bench
+	$(BIN)/python -m benchmarks.serving.memory --out runs/bench
 
 zoo: venv data ## train the services that ship with the package again
 	$(BIN)/python -m code_ray.zoo_training

@@ -53,9 +53,7 @@ class Dispatcher:
         self._providers = sorted(set(plan.placement.values()))
         self._breakers = {provider: Breaker() for provider in self._providers if provider != self._local}
         self._breakers_on = {route.id: self._find_breakers(route) for routes in self.routes.values() for route in routes.values()}
-        self._batchers = {
-            route: self._make_batcher(service, route) for service, routes in self.routes.items() for route in routes.values()
-        }
+        self._batchers = {route: self._make_batcher(service, route) for service, routes in self.routes.items() for route in routes.values()}
         self._reports: dict[str, ProviderReport] = {}
         self._missed = dict.fromkeys(self._providers, 0)
         self._rates: dict[str, float] = {}

@@ -32,6 +32,7 @@ logger = logging.getLogger("ray.serve")
 BATCH_SIZES = (16, 32, 64, 128)
 MODE_BATCH_SIZE = 32
 REPEATS = 3
+FAILURES = 5
 STUCK_S = 60.0
 """A chunk takes milliseconds; a server that has been at one for so long does not come back."""
 
@@ -60,10 +61,11 @@ class Provider:
         self._mode = options.execution_mode or _fastest_mode(next(iter(own.values())), self._device)
         self._pack_seconds_per_byte = _measure_packing()
         self._legs: dict[str, HostedLeg] = {}
+        self._probe: tuple[str, Array] = ("", np.zeros(0))
         for planned, path in paths:
             self._legs |= self._host(planned, path, store_dir, (options.batch_size,) if options.batch_size else BATCH_SIZES)
         bucket = ComputeBucket(plan.budgets.get(name, 1.0), options.burst_s, time.monotonic())
-        self._worker = LegWorker(self._legs, bucket, options.max_queue_s, options.threads)
+        self._worker = LegWorker(self._legs, bucket, options.limits, options.threads)
         logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._mode, len(self._legs))
 
     async def describe(self) -> ProviderReport:
@@ -88,17 +90,34 @@ class Provider:
         accepted = self._worker.submit(key, value)
         if isinstance(accepted, Refusal):
             return accepted
-        output: Array = await asyncio.wrap_future(accepted)
+        output: Array | Refusal = await asyncio.wrap_future(accepted)
         return output
 
-    def check_health(self) -> None:
-        """Called by Serve, which replaces this replica where it raises.
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces this replica where it raises. A server with nothing to do runs a leg on an image of zeros;
+        of one that is busy requests tell as much.
 
         Raises:
-            DeploymentError: where the thread that runs models is dead or hangs.
+            DeploymentError: where the thread that runs models is dead or hangs, or a leg fails or makes no numbers.
         """
         if self._worker.stuck_for() > STUCK_S:
             raise DeploymentError(f"provider {self._name!r} has not finished a chunk for {STUCK_S:.0f} s; it is replaced")
+        if self._worker.failed_in_a_row >= FAILURES:
+            raise DeploymentError(f"provider {self._name!r} has failed at {FAILURES} chunks in a row; it is replaced")
+        if self._worker.is_idle:
+            await self._try_leg()
+
+    async def _try_leg(self) -> None:
+        key, example = self._probe
+        accepted = self._worker.submit(key, example, is_probe=True)
+        if isinstance(accepted, Refusal):
+            return  # it has work
+        try:
+            output = await asyncio.wrap_future(accepted)
+        except RuntimeError as error:
+            raise DeploymentError(f"provider {self._name!r} cannot run {key!r} ({error}); it is replaced") from error
+        if not isinstance(output, Refusal) and not bool(from_wire(output).isfinite().all()):
+            raise DeploymentError(f"provider {self._name!r} makes no finite numbers of {key!r}; it is replaced")
 
     def _host(self, planned: PlannedPath, path: InferencePath, store_dir: Path, sizes: tuple[int, ...]) -> dict[str, HostedLeg]:
         hosted = {}
@@ -120,6 +139,8 @@ class Provider:
                 guest = self._plan.placement[path.local] != self._name
                 hop_bytes = example[:1].nbytes + call(example[:1]).nbytes
                 packing = hop_bytes * self._pack_seconds_per_byte
+                if not guest:
+                    self._probe = leg_key(planned.id, index), example[:1].copy()
                 hosted[leg_key(planned.id, index)] = HostedLeg(call, shape, guest, index, size, seconds, packing)
             before = leg
         return hosted

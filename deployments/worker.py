@@ -2,11 +2,13 @@
 
 Own requests run before guests', later legs of a path before earlier ones (little work that finishes requests), else in
 order of arrival. Work runs in chunks of a leg's best batch size: long requests are cut, short ones for the same leg run
-together. So an own request waits for one guest chunk at most.
+together. So an own request waits for one guest chunk at most; where own requests came a moment ago these are cut to a slice
+of time, and guests that wait behind own work for long are sent away.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -23,6 +25,11 @@ from code_ray.metering import ComputeBucket
 from deployments.routes import Refusal
 
 Array = npt.NDArray[Any]
+
+OWN_FIRST = "this server is busy with its own requests"
+
+OWN_RECENTLY_S = 1.0
+"""Guests run in slices while the latest own request is no older; a server that only guests use runs its best batches."""
 
 SMOOTHING = 0.1
 """Weight of the newest full chunk in a leg's running time."""
@@ -45,10 +52,21 @@ class HostedLeg:
     packing: float = 0.0
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """Seconds: of own work that may wait before more is refused; of a guest chunk while there is own traffic; that a guest waits while
+    own work goes first, before it is sent away.
+    """
+
+    max_queue_s: float
+    guest_slice_s: float
+    guest_wait_s: float
+
+
 @dataclass
 class _Job:
     value: Array
-    future: Future[Array]
+    future: Future[Array | Refusal]
     arrived: float
     started: int = 0
     parts: list[Array] = field(default_factory=list)
@@ -61,20 +79,24 @@ class _Job:
 class LegWorker:
     """Runs legs one chunk at a time in a thread of its own."""
 
-    def __init__(self, legs: Mapping[str, HostedLeg], bucket: ComputeBucket, max_queue_s: float, threads: int) -> None:
+    def __init__(self, legs: Mapping[str, HostedLeg], bucket: ComputeBucket, limits: QueueLimits, threads: int) -> None:
         self._legs = dict(legs)
         self._queues: dict[str, deque[_Job]] = {key: deque() for key in self._legs}
         self._bucket = bucket
-        self._max_queue_s = max_queue_s
+        self._limits = limits
+        self._own_arrived = -math.inf
         self._promised = {True: 0.0, False: 0.0}
         self._condition = threading.Condition()
         self._busy_since: float | None = None
         self._worked = self._worked_for_guests = 0.0
+        self.failed_in_a_row = 0  # chunks that raised since one did not
         self._thread = threading.Thread(target=self._run, args=(threads,), name="legs", daemon=True)
         self._thread.start()
 
-    def submit(self, key: str, value: Array) -> Future[Array] | Refusal:
-        """Queue ``value`` for a leg, or refuse it: guests above their share, own work where too much waits."""
+    def submit(self, key: str, value: Array, *, is_probe: bool = False) -> Future[Array | Refusal] | Refusal:
+        """Queue ``value`` for a leg, or refuse it: guests above their share or in a surge of own work, own work where too much waits.
+        A guest that is sent away later gets its refusal as the result. A probe of the server's health is no own traffic.
+        """
         leg = self._legs[key]
         seconds = leg.seconds * len(value)
         with self._condition:
@@ -82,8 +104,12 @@ class LegWorker:
                 wait = self._bucket.wait_for(self._promised[True], time.monotonic())
                 if wait > 0:
                     return Refusal("the share of this server that is lent is used up", wait)
-            elif self._promised[False] > self._max_queue_s:
-                return Refusal("this server's queue is full", self._promised[False] - self._max_queue_s)
+                if self._promised[False] > self._limits.guest_wait_s:
+                    return Refusal(OWN_FIRST, self._promised[False])
+            elif self._promised[False] > self._limits.max_queue_s:
+                return Refusal("this server's queue is full", self._promised[False] - self._limits.max_queue_s)
+            elif not is_probe:
+                self._own_arrived = time.monotonic()
             job = _Job(value, Future(), time.monotonic())
             self._promised[leg.guest] += seconds
             self._queues[key].append(job)
@@ -97,6 +123,12 @@ class LegWorker:
             return float("inf")
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        with self._condition:
+            return self._busy_since is None and not any(self._queues.values())
 
     def busy_seconds(self) -> tuple[float, float]:
         """Seconds that the thread has worked since it began, the current chunk included; and those for guests."""
@@ -129,8 +161,10 @@ class LegWorker:
             return None
         key = min(waiting, key=self._turn)
         leg, queue = self._legs[key], self._queues[key]
+        if not leg.guest:
+            self._send_guests_away()
         pieces: list[tuple[_Job, Array]] = []
-        room = leg.batch_size
+        room = size = self._chunk_size(leg)
         while queue and room > 0:
             job = queue[0]
             if job.future.done():
@@ -138,7 +172,7 @@ class LegWorker:
                 continue
             # A job that fits into a chunk of its own is not cut to fill this one. Numbers of another type mean other pixels
             # (uint8 0..255, float32 0..1): together they would be converted to one type.
-            if pieces and (room < job.waiting <= leg.batch_size or job.value.dtype != pieces[0][1].dtype):
+            if pieces and (room < job.waiting <= size or job.value.dtype != pieces[0][1].dtype):
                 break
             count = min(job.waiting, room)
             pieces.append((job, job.value[job.started : job.started + count]))
@@ -147,6 +181,22 @@ class LegWorker:
             if job.waiting == 0:
                 queue.popleft()
         return leg, pieces
+
+    def _chunk_size(self, leg: HostedLeg) -> int:
+        """Images of the next chunk of a leg."""
+        if not leg.guest or time.monotonic() - self._own_arrived > OWN_RECENTLY_S:
+            return leg.batch_size
+        return max(1, min(leg.batch_size, int(self._limits.guest_slice_s / max(leg.seconds, 1e-9))))
+
+    def _send_guests_away(self) -> None:
+        """Own work is next: guests that have waited too long take another path while they still can."""
+        latest = time.monotonic() - self._limits.guest_wait_s
+        for key, queue in self._queues.items():
+            while self._legs[key].guest and queue and queue[0].arrived < latest:
+                job = queue.popleft()
+                if job.future.set_running_or_notify_cancel():
+                    # Who is told settles the account, which takes the lock that this thread holds: it may be taken again.
+                    job.future.set_result(Refusal(OWN_FIRST, self._promised[False]))
 
     def _turn(self, key: str) -> tuple[bool, int, float]:
         """Order of service: own before guests', later legs first, else whoever has waited longest."""
@@ -158,10 +208,12 @@ class LegWorker:
         try:
             output = leg.call(batch)
         except RuntimeError as error:  # what torch raises, out of memory included; it concerns these requests only
+            self.failed_in_a_row += 1
             for job, _ in pieces:
                 if job.future.set_running_or_notify_cancel():
                     job.future.set_exception(error)
             return
+        self.failed_in_a_row = 0
         seconds = time.monotonic() - began
         with self._condition:
             if leg.guest:

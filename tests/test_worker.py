@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from code_ray.metering import ComputeBucket
 from deployments.routes import Refusal
-from deployments.worker import Array, HostedLeg, LegWorker
+from deployments.worker import Array, HostedLeg, LegWorker, QueueLimits
 
 LONG_S = 30.0
 
@@ -20,19 +21,29 @@ LONG_S = 30.0
 class Desk:
     """Legs that write down what they run, behind a leg ``gate`` that keeps the worker busy until it is opened."""
 
-    def __init__(self, *, share: float = 1.0, burst_s: float = 100.0, max_queue_s: float = 100.0, **legs: HostedLeg) -> None:
+    def __init__(
+        self,
+        *,
+        share: float = 1.0,
+        burst_s: float = 100.0,
+        max_queue_s: float = 100.0,
+        guest_slice_s: float = 100.0,
+        guest_wait_s: float = 100.0,
+        **legs: HostedLeg,
+    ) -> None:
         self.ran: list[tuple[str, list[int]]] = []
         self.is_busy, self.opened = threading.Event(), threading.Event()
         self.legs = {name: self._watched(name, leg) for name, leg in legs.items()}
         self.legs["gate"] = HostedLeg(self._wait, (), guest=False, position=0, batch_size=1, seconds=0.0)
-        self.worker = LegWorker(self.legs, ComputeBucket(share, burst_s, time.monotonic()), max_queue_s, threads=1)
+        limits = QueueLimits(max_queue_s, guest_slice_s, guest_wait_s)
+        self.worker = LegWorker(self.legs, ComputeBucket(share, burst_s, time.monotonic()), limits, threads=1)
 
     def keep_busy(self) -> None:
         """Return when the worker waits at the gate: what is submitted now queues."""
         self.submit("gate", np.zeros(1))
         assert self.is_busy.wait(LONG_S)
 
-    def submit(self, key: str, value: Array) -> Future[Array]:
+    def submit(self, key: str, value: Array) -> Future[Any]:
         accepted = self.worker.submit(key, value)
         assert not isinstance(accepted, Refusal)
         return accepted
@@ -64,7 +75,7 @@ def leg(
     return HostedLeg(call, (), guest, position, batch_size, seconds)
 
 
-def results(*futures: Future[Array]) -> list[list[float]]:
+def results(*futures: Future[Any]) -> list[list[float]]:
     return [future.result(LONG_S).tolist() for future in futures]
 
 

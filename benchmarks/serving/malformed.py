@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
 
 from benchmarks.serving.processes import process_ids
 from code_ray.client import Client
@@ -32,6 +31,7 @@ from code_ray.plan import read_plan
 from code_ray.wire import HEADER_LENGTH, encode_request
 from deployments.config import DEFAULT_RUN_DIR
 from examples.demo import deployed, say
+from examples.load import Images
 
 AT_ONCE = 16
 EVERY = 100
@@ -52,7 +52,7 @@ class Malformed:
 class Maker:
     """Makes malformed requests for a service that takes ``images`` (n, ...), uint8."""
 
-    def __init__(self, service: str, images: np.ndarray[Any, np.dtype[np.uint8]], seed: int) -> None:
+    def __init__(self, service: str, images: Images, seed: int) -> None:
         self._route = f"/v2/models/{service}/infer"
         self._body, self._headers = encode_request(images)
         self._length = int(self._headers[HEADER_LENGTH])
@@ -198,9 +198,8 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
 
-async def run(url: str, service: str, requests: int, seed: int) -> Outcome:
+async def run(url: str, service: str, images: Images, requests: int, seed: int) -> Outcome:
     """Send ``requests`` malformed ones, ``AT_ONCE`` at a time, and a good one after each hundred."""
-    images = load_data("fashion-mnist").test.images[:2]
     maker, outcome = Maker(service, images, seed), Outcome()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         for first in range(0, requests, EVERY):
@@ -209,7 +208,7 @@ async def run(url: str, service: str, requests: int, seed: int) -> Outcome:
 
             async def one(malformed: Malformed, limit: asyncio.Semaphore = limit) -> None:
                 async with limit:
-                    status = await (_send(session, url, malformed) if malformed.raw is None else _send_raw(url, malformed.raw))
+                    status = await send(session, url, malformed)
                 outcome.statuses[malformed.kind, status] += 1
                 if status >= 500 or (status == 0 and malformed.raw is None):
                     outcome.wrong.append(f"{malformed.kind}: status {status} for {malformed.headers} {malformed.body[:200]!r}")
@@ -222,12 +221,15 @@ async def run(url: str, service: str, requests: int, seed: int) -> Outcome:
     return outcome
 
 
-def _good(url: str, service: str, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def _good(url: str, service: str, images: Images) -> None:
     with Client(url, retries=0) as client:
         client.predict(service, images)
 
 
-async def _send(session: aiohttp.ClientSession, url: str, malformed: Malformed) -> int:
+async def send(session: aiohttp.ClientSession, url: str, malformed: Malformed) -> int:
+    """Status of the answer, 0 where the connection ended without one."""
+    if malformed.raw is not None:
+        return await _send_raw(url, malformed.raw)
     try:
         async with session.request(malformed.method, url + malformed.path, data=malformed.body, headers=malformed.headers) as response:
             await response.read()
@@ -253,13 +255,13 @@ async def _send_raw(url: str, raw: bytes) -> int:
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
-async def slow_clients(url: str, service: str, count: int, seconds: float) -> float:
+async def slow_clients(url: str, service: str, images: Images, count: int, seconds: float) -> float:
     """``count`` clients that send a byte a second for so long; returns what a good request takes meanwhile, at most."""
     parts = urlsplit(url)
     sockets = [socket.create_connection((parts.hostname, parts.port)) for _ in range(count)]
     for one in sockets:
         one.sendall(f"POST /v2/models/{service}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
-    images, slowest, end = load_data("fashion-mnist").test.images[:2], 0.0, time.monotonic() + seconds
+    slowest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         for one in sockets:
             one.sendall(b"x")
@@ -278,12 +280,12 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    service = read_plan(DEFAULT_RUN_DIR / "plan.json").local
+    service, images = read_plan(DEFAULT_RUN_DIR / "plan.json").local, load_data("fashion-mnist").test.images[:2]
     with deployed(DEFAULT_RUN_DIR) as url:
         before = process_ids("ray::ServeReplica") | process_ids("ray::ProxyActor")
-        outcome = asyncio.run(run(url, service, options.requests, options.seed))
+        outcome = asyncio.run(run(url, service, images, options.requests, options.seed))
         say("and a hundred clients that send a byte a second")
-        slowest = asyncio.run(slow_clients(url, service, 100, 10.0))
+        slowest = asyncio.run(slow_clients(url, service, images, 100, 10.0))
         died = before - process_ids("ray::")
     for (kind, status), count in sorted(outcome.statuses.items()):
         print(f"{kind:22} {status or 'no answer'}: {count}")

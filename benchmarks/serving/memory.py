@@ -1,0 +1,143 @@
+"""Ten minutes of mixed load with faults: does any process grow, is anything left in the object store?
+
+python -m benchmarks.serving.memory [--minutes 10] [--out runs/bench]      writes memory.csv and memory.png
+
+Requests of 1, 32 and 128 images, malformed ones among them; every two minutes the host's replica is killed. What counts is the memory
+that a process shares with nobody, after its first two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from ray._private.internal_api import memory_summary
+
+from benchmarks.serving.malformed import AT_ONCE, Maker, send
+from benchmarks.serving.processes import process_ids, replica_ids
+from code_ray.client import AsyncClient
+from code_ray.data import load_data
+from code_ray.errors import RequestError
+from code_ray.plan import read_plan
+from deployments.config import DEFAULT_RUN_DIR
+from examples.demo import deployed, say
+
+EVERY_S, SETTLED_S, KILL_EVERY_S = 5.0, 120.0, 120.0
+MOST_GROWTH = 0.01
+"""Share of its memory that a process may gain a minute."""
+SIZES = (1, 1, 1, 32, 32, 128)
+
+
+def main() -> int:
+    """0 where nothing grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    options = parser.parse_args()
+    plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
+    (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
+    with deployed(DEFAULT_RUN_DIR) as url:
+        table, answered, failures = asyncio.run(_load(url, plan.local, f"provider-{host}", 60 * options.minutes))
+        time.sleep(5.0)
+        left = memory_summary(stats_only=True)  # type: ignore[no-untyped-call]
+    growth = growths(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "memory.csv", index=False, float_format="%.6g")
+    draw(table, options.out / "memory.png")
+    print(growth.round(4).to_string(index=False))
+    print(f"{answered} answers, {len(failures)} failed {failures[:2]}; object store afterwards:\n{left.strip()}")
+    return int(bool(failures) or bool((growth.growth_a_minute > MOST_GROWTH).any()))
+
+
+async def _load(url: str, service: str, host: str, seconds: float) -> tuple[pd.DataFrame, int, list[str]]:
+    images, end = load_data("fashion-mnist").test.images, time.monotonic() + seconds
+    answered, failures, rows = 0, list[str](), list[dict[str, Any]]()
+    begin = time.monotonic()
+
+    async def good(client: AsyncClient, size: int) -> None:
+        nonlocal answered
+        while time.monotonic() < end:
+            try:
+                await client.predict(service, images[:size])
+                answered += 1
+            except RequestError as error:
+                failures.append(f"{error.status}: {error}")
+
+    async def bad(session: aiohttp.ClientSession, maker: Maker) -> None:
+        number = 0
+        while time.monotonic() < end:
+            await asyncio.gather(*(send(session, url, maker.make(number + i)) for i in range(AT_ONCE)))
+            number += AT_ONCE
+            await asyncio.sleep(1.0)
+
+    async def faults() -> None:
+        while time.monotonic() + KILL_EVERY_S < end:
+            await asyncio.sleep(KILL_EVERY_S)
+            for process in replica_ids(host):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            moment = time.monotonic() - begin
+            titles = {"proxy": "ray::ProxyActor", "router": "ray::ServeReplica:default:router"}
+            titles |= {"host": f"ray::ServeReplica:default:{host}", "local": f"ray::ServeReplica:default:provider-{service}"}
+            for name, title in titles.items():
+                rows.extend({"seconds": moment, "process": f"{name} {p}", "bytes": own_bytes(p)} for p in process_ids(title))
+            if int(moment) % 60 < EVERY_S:
+                say(f"{answered} answers, {len(failures)} failed")
+            await asyncio.sleep(EVERY_S)
+
+    async with AsyncClient(url, timeout_s=60) as client, aiohttp.ClientSession() as session:
+        await asyncio.gather(*(good(client, size) for size in SIZES), bad(session, Maker(service, images[:2], 0)), faults(), watch())
+    return pd.DataFrame(rows), answered, failures
+
+
+def own_bytes(process: int) -> int:
+    """Memory that a process shares with nobody; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
+
+
+def growths(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of its memory that each process gained a minute, from two minutes after it was first seen on."""
+    rows = []
+    for process, seen in table[table.bytes > 0].groupby("process"):
+        later = seen[seen.seconds >= seen.seconds.min() + SETTLED_S]
+        if len(later) * EVERY_S >= 60:
+            slope = np.polyfit(later.seconds / 60, later.bytes, 1)[0]
+            rows.append({"process": process, "MiB": later.bytes.mean() / 2**20, "growth_a_minute": slope / later.bytes.mean()})
+    return pd.DataFrame(rows, columns=["process", "MiB", "growth_a_minute"])
+
+
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """Memory of each process over time."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for process, seen in table[table.bytes > 0].groupby("process"):
+        axes.plot(seen.seconds / 60, seen.bytes / 2**20, label=str(process))
+    axes.set(xlabel="minutes", ylabel="MiB that the process has alone", ylim=(0, None))
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
