@@ -50,6 +50,10 @@ class PrintedSampler(Sampler):
                 proposal = Proposal(path, "trained")
                 self._pending.add(proposal)
                 return (proposal,)
+            if path == self._last and self.stopping.patience > len(self.candidates):
+                # Nothing new is known, so this goes on until c_stop ends it; one larger than the space is taken for none.
+                self.stopped_because = f"it would choose {path} for ever"
+                return ()
             self._end_stage(path)
         return ()
 

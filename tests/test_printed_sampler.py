@@ -61,3 +61,12 @@ def test_printed_asks_for_trainings_alone_and_takes_no_other_path_into_its_plan(
     assert {proposal.fidelity for proposal in run(searching)} == {"trained"}
     assert not searching.takes_all
     assert (searching.rival(), searching.left) == (None, None)
+
+
+def test_printed_that_nothing_else_would_end_ends_where_it_chooses_the_same_path_for_ever() -> None:
+    searching = sampler("printed", Stopping(max_trainings=40, patience=10**9, epsilon=0.01))
+    first = ask(searching)
+    searching.tell(first, 0.1)
+    assert searching.ask() == ()
+    assert searching.stopped_because == f"it would choose {first.path} for ever"
+    assert list(searching.trained) == [first.path]

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from benchmarks.serving.processes import replica_ids
-from code_ray.client import AsyncClient
+from code_ray.client import AsyncClient, Client
 from code_ray.data import load_data
 from code_ray.errors import RequestError
 from code_ray.plan import read_plan
@@ -46,10 +47,6 @@ class Answers:
 
     times: list[tuple[float, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-    def since(self, moment: float) -> int:
-        """Answers to requests that began after ``moment``."""
-        return sum(begin > moment for begin, _ in self.times)
 
 
 class Nodes:
@@ -87,7 +84,7 @@ def main() -> int:
             "router": lambda: _kill("router"),
             "host's node": nodes.lose_host,
         }
-        rows = [asyncio.run(_round(url, plan.local, name, kill, n)) for n in range(options.kills) for name, kill in victims.items()]
+        rows = [_round(url, plan.local, name, kill, n) for n in range(options.kills) for name, kill in victims.items()]
     options.out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(options.out / "kills.csv", index=False, float_format="%.3g")
@@ -124,26 +121,35 @@ def _kill(deployment: str) -> None:
     os.kill(min(replica_ids(deployment)), signal.SIGKILL)
 
 
-async def _round(url: str, service: str, victim: str, kill: Callable[[], None], number: int) -> dict[str, Any]:
-    """Load, kill once, wait until the plan is whole again."""
-    images = load_data("fashion-mnist").test.images[:REQUEST_IMAGES]
-    answers, stop = Answers(), asyncio.Event()
-    async with AsyncClient(url, timeout_s=60) as client:
-        load = [asyncio.create_task(_send(client, service, images, answers, stop)) for _ in range(CLIENTS)]
-        await _until(lambda: len(answers.times) > 3 * CLIENTS, "nothing is answered")
+def _round(url: str, service: str, victim: str, kill: Callable[[], None], number: int) -> dict[str, Any]:
+    """Load, kill once, wait until the plan is whole again. Ray starts nodes from the main thread alone, so the load has another."""
+    answers, stop = Answers(), threading.Event()
+    load = threading.Thread(target=lambda: asyncio.run(_load(url, service, answers, stop)))
+    load.start()
+    try:
+        _until(lambda: len(answers.times) > 3 * CLIENTS, "nothing is answered")
         moment = time.monotonic()
-        await asyncio.to_thread(kill)
-        await asyncio.sleep(2.0)
-        recovered = await _until_whole(client, service)
+        kill()
+        time.sleep(2.0)
+        with Client(url) as client:
+            _until(lambda: _is_whole(client, service), "the plan is not whole again")
+        recovered = time.monotonic() - moment
+    finally:
         stop.set()
-        await asyncio.gather(*load)
+        load.join()
     row = {"victim": victim, "kill": number, "answers": len(answers.times), "failed": len(answers.failures)}
-    row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "recovered_s": recovered - moment}
+    row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "recovered_s": recovered}
     say(f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}")
     return row
 
 
-async def _send(client: AsyncClient, service: str, images: Images, answers: Answers, stop: asyncio.Event) -> None:
+async def _load(url: str, service: str, answers: Answers, stop: threading.Event) -> None:
+    images = load_data("fashion-mnist").test.images[:REQUEST_IMAGES]
+    async with AsyncClient(url, timeout_s=60) as client:
+        await asyncio.gather(*(_send(client, service, images, answers, stop) for _ in range(CLIENTS)))
+
+
+async def _send(client: AsyncClient, service: str, images: Images, answers: Answers, stop: threading.Event) -> None:
     while not stop.is_set():
         begin = time.monotonic()
         try:
@@ -154,24 +160,20 @@ async def _send(client: AsyncClient, service: str, images: Images, answers: Answ
             answers.times.append((begin, time.monotonic()))
 
 
-async def _until(check: Callable[[], bool], what: str) -> None:
+def _until(check: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + RECOVERY_S
     while not check():
         if time.monotonic() > end:
-            raise SystemExit(f"after {RECOVERY_S:.0f} s: {what}")
-        await asyncio.sleep(0.05)
+            say(f"after {RECOVERY_S:.0f} s {what}")
+            return
+        time.sleep(0.2)
 
 
-async def _until_whole(client: AsyncClient, service: str) -> float:
-    """The moment from which every path of the plan has a rate again, with every breaker closed."""
-    end = time.monotonic() + RECOVERY_S
-    while time.monotonic() < end:
-        parameters = (await client.metadata(service))["parameters"]
-        borrowing = [path["images_per_second"] for path in parameters["paths"] if path["kind"] in ("cross", "probe")]
-        if all(rate > 0 for rate in borrowing) and set(parameters["breakers"].values()) <= {"closed"}:
-            return time.monotonic()
-        await asyncio.sleep(0.2)
-    return time.monotonic()
+def _is_whole(client: Client, service: str) -> bool:
+    """Whether every path of the plan has a rate again, with every breaker closed."""
+    parameters = client.metadata(service)["parameters"]
+    borrowing = [path["images_per_second"] for path in parameters["paths"] if path["kind"] in ("cross", "probe")]
+    return any(rate > 0 for rate in borrowing) and set(parameters["breakers"].values()) <= {"closed"}
 
 
 if __name__ == "__main__":
