@@ -23,7 +23,9 @@ from code_ray.service import Service
 
 
 class PlannedPath(BaseModel):
-    """One path of a plan: its text form, id, measured accuracy (a fraction) and the hash of each link."""
+    """One path of a plan: its text form, id, measured accuracy (a fraction), the hash of each link, and the share of validation
+    images on which it chooses the class that the original chooses, where that was measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,6 +33,7 @@ class PlannedPath(BaseModel):
     id: str
     accuracy: float = Field(ge=0, le=1)
     link_hashes: dict[str, str]
+    agreement: float | None = Field(None, ge=0, le=1)
 
 
 class Plan(BaseModel):

@@ -61,7 +61,7 @@ class RouterOptions(_Options):
 
     ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s``
     the whole request. ``use``: ids of the planned paths that may be used (None: all); the original always may.
-    ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
+    ``shadow_share``: of offloaded images, those that the original answers as well, to compare. ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
     """
 
     replicas: int = Field(1, ge=1)
@@ -72,6 +72,7 @@ class RouterOptions(_Options):
     request_deadline_s: float = Field(15.0, gt=0)
     use: tuple[str, ...] | None = None
     steering: Steering = "load"
+    shadow_share: float = Field(0.01, ge=0, le=1)
     keys_file: Path | None = None
 
 

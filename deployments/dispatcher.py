@@ -24,6 +24,7 @@ from deployments.batching import Batcher
 from deployments.config import RouterOptions, RouterSettings
 from deployments.metrics import RouterMetrics
 from deployments.routes import ProviderReport, Refusal, Route, UnderWay, make_routes, provider_deployment, solve_rates
+from deployments.shadow import Shadow
 from deployments.worker import Array
 
 logger = logging.getLogger("ray.serve")
@@ -61,6 +62,8 @@ class Dispatcher:
         self._load = LoadLevel(share)
         self._under_way = UnderWay(share)
         self._metrics = RouterMetrics()
+        ask_original = partial(self._join, self.routes[plan.local][ORIGINAL])
+        self._shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, self._metrics)
 
     def is_ready(self, service: str) -> bool:
         """Whether the original path of a service is up."""
@@ -80,7 +83,8 @@ class Dispatcher:
             if service == self._plan.local:  # of a host's own service the plan knows neither
                 paths[-1] |= {"accuracy": route.accuracy, "images_per_second": self._rates.get(route.id, 0.0)}
         breakers = {provider: breaker.state(now) for provider, breaker in self._breakers.items()}
-        return {"paths": paths, "load_level": self.level(service), "breakers": breakers}
+        withdrawn = sorted(self._shadow.withdrawn) if service == self._plan.local else []
+        return {"paths": paths, "load_level": self.level(service), "breakers": breakers, "withdrawn": withdrawn}
 
     async def infer(self, service: str, request: InferRequest) -> tuple[Array, Route]:
         """Logits and the route that made them: the chosen one, or the original where that refuses or fails.
@@ -110,6 +114,8 @@ class Dispatcher:
             elif isinstance(result, RequestError):
                 failure = result
             else:
+                if service == self._plan.local and route is not original:
+                    self._shadow.consider(route, request.images, result, self.is_stale.set)
                 return result, route
         raise failure
 
@@ -219,7 +225,8 @@ class Dispatcher:
         for provider, breaker in self._breakers.items():
             self._metrics.guarded(provider, breaker.state(time.monotonic()))
         local = self._plan.local
-        self._rates = solve_rates(list(self.routes[local].values()), self._plan, self._reports, self.settings.use)
+        allowed = [route for route in self.routes[local].values() if route.id not in self._shadow.withdrawn]
+        self._rates = solve_rates(allowed, self._plan, self._reports, self.settings.use)
         self._policies[local].set_rates(self._rates)
         self._metrics.steered(local, self.level(local), self.routes[local], self._policies[local].shares)
         return len(self._reports) == len(self._providers)

@@ -27,6 +27,8 @@ class RouterMetrics:
         self._latency = Histogram("code_ray_latency_ms", "Milliseconds of an attempt that was answered", LATENCIES_MS, by_path)
         self._size = Histogram("code_ray_request_images", "Images a request", REQUEST_IMAGES, ("service",))
         self._batch = Histogram("code_ray_batch_images", "Images a batch that a router made of requests", REQUEST_IMAGES, by_path)
+        self._compared = Counter("code_ray_shadowed_images", "Images that the original answered as well, to compare", by_path)
+        self._disagreed = Counter("code_ray_disagreements", "Of these, images that it gave another class", by_path)
         self._level = Gauge("code_ray_load_level", "0: all on the original path, 1: the plan's rates", ("service",))
         self._share = Gauge("code_ray_path_share", "Share of the images that the plan's rates give a path", by_path)
         self._breaker = Gauge("code_ray_breaker", "A host's circuit breaker: 0 closed, 1 half-open, 2 open", ("provider",))
@@ -49,6 +51,12 @@ class RouterMetrics:
     def batched(self, service: str, route: Route, images: int) -> None:
         """A router sent a batch off."""
         self._batch.observe(images, _tags(service, route))
+
+    def compared(self, service: str, route: Route, images: int, disagreed: int) -> None:
+        """The original answered images of a route as well, and gave some of them another class."""
+        self._compared.inc(images, _tags(service, route))
+        if disagreed:
+            self._disagreed.inc(disagreed, _tags(service, route))
 
     def fell_back(self, service: str) -> None:
         """The original path takes a request over."""

@@ -59,6 +59,7 @@ class Route:
     kind: Kind
     accuracy: float
     hops: tuple[Hop, ...]
+    agreement: float | None = None
 
     def is_hosted(self, reports: Mapping[str, ProviderReport]) -> bool:
         """Whether every leg is up."""
@@ -119,7 +120,7 @@ def make_routes(plan: Plan, num_blocks: Mapping[str, int]) -> dict[str, dict[str
     for planned, path in hosted_paths(plan, num_blocks):
         identifier = ORIGINAL if path.kind == ORIGINAL else planned.id
         hops = tuple(Hop(leg.provider, leg_key(planned.id, i)) for i, leg in enumerate(walk(path, plan.placement)))
-        routes.setdefault(path.local, {})[identifier] = Route(identifier, path.kind, planned.accuracy, hops)
+        routes.setdefault(path.local, {})[identifier] = Route(identifier, path.kind, planned.accuracy, hops, planned.agreement)
     return routes
 
 

@@ -22,7 +22,19 @@ from search.findings import Findings
 from search.html import report_page
 from search.plots import draw_forecasts, draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
-from search.results import Arm, all_arms, best_arm, deployed, fixed_speedups, frontiers, make_plan, measure_test, replica_summary, test_loss
+from search.results import (
+    Arm,
+    all_arms,
+    best_arm,
+    deployed,
+    fixed_speedups,
+    frontiers,
+    make_plan,
+    measure_test,
+    replica_summary,
+    test_loss,
+    with_agreement,
+)
 
 
 def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
         service.verify()
     arm = deployed(problem, campaign)
     arms = all_arms(problem, known)
-    plan = make_plan(problem, campaign, arm)
+    plan = with_agreement(problem, make_plan(problem, campaign, arm))
     hits = measure_test(problem, plan)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {

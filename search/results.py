@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from code_ray.data import Split
 from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
@@ -21,6 +22,9 @@ from search.campaign import PLANNED, Campaign, links_id
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
+
+AGREEMENT_IMAGES = 1000
+"""Validation images on which paths are compared with the original: routers watch for less agreement than there."""
 
 
 @dataclass(frozen=True)
@@ -182,15 +186,30 @@ Hits = Mapping[InferencePath, npt.NDArray[np.bool_]]
 
 def measure_test(problem: Problem, plan: Plan) -> Hits:
     """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
+    test = problem.data.test.head(problem.config.test_samples)
+    return {path: predicted == test.labels for path, predicted in _predictions(problem, plan, test).items()}
+
+
+def with_agreement(problem: Problem, plan: Plan) -> Plan:
+    """``plan``, its paths with the share of validation images on which they choose the original's class."""
+    predicted = _predictions(problem, plan, problem.data.validation.head(AGREEMENT_IMAGES))
+    original = predicted[plan.inference_path(plan.paths[0])]
+    shares = [float((predicted[plan.inference_path(planned)] == original).mean()) for planned in plan.paths]
+    paths = [planned.model_copy(update={"agreement": share}) for planned, share in zip(plan.paths, shares, strict=True)]
+    return plan.model_copy(update={"paths": tuple(paths)})
+
+
+def _predictions(problem: Problem, plan: Plan, split: Split) -> dict[InferencePath, npt.NDArray[np.int64]]:
+    """The class that each path of the plan chooses for each image of ``split``."""
     trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
-    hits, test = {}, problem.data.test.head(problem.config.test_samples)
+    predicted = {}
     for planned in plan.paths:
         path = plan.inference_path(planned)
         links: dict[str, Link] = {}
         for leg in walk(path, plan.placement):
             links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-        hits[path] = trainer.predictions(path, links, test) == test.labels
-    return hits
+        predicted[path] = trainer.predictions(path, links, split)
+    return predicted
 
 
 def lost_points(arm: Arm, hits: Hits) -> FloatArray:
