@@ -1,6 +1,6 @@
 """What a user of Ray Serve would write without this project: one deployment behind FastAPI, with and without ``@serve.batch``."""
 
-from __future__ import annotations
+# No deferred annotations here: FastAPI looks at them.
 
 import numpy as np
 import torch
