@@ -119,7 +119,7 @@ def draw(table: pd.DataFrame, bound: float, deadline_ms: float, file: Path) -> N
     middle.set(ylabel="milliseconds to an answer", yscale="log")
     middle.legend()
     below.bar(table.load, 100 * (1 - table.answered), width=0.04, color="#991b1b")
-    below.set(ylabel="not answered, %", xlabel="load / original alone")
+    below.set(ylabel="not answered, %", xlabel="load / original alone", ylim=(0, max(5.0, 110 * (1 - table.answered.min()))))
     for axes in (above, middle, below):
         axes.axvline(1.0, color="grey", linewidth=0.8)
         axes.axvline(bound, color="black", linewidth=0.8, linestyle="--")
