@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from code_ray.controls import control_paths
+from code_ray.controls import control_paths, with_trained_hosts
+from code_ray.errors import PlanError
 from code_ray.greedy_sampler import GreedySampler
 from code_ray.objective import Known
 from code_ray.path import InferencePath, parse_path
@@ -233,6 +234,8 @@ class Campaign:
             if record["role"] == "original":
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
+            if not self._is_timed(job.path):
+                continue  # another search's, in a space that this one's times do not cover
             if (ended := record.pop("stopped_because", None)) is not None:
                 self.sampler.stopped_because = ended
                 closing = job.role in ("skip", "confirm") or (job.role in UNPLANNED and self.problem.config.refine.paths > 0)
@@ -242,6 +245,13 @@ class Campaign:
                 for rung in record.get("rungs", ()):  # what was decided there is known; what later paths are compared with is this
                     self.keep_training(job, rung)
                 self._take(job, record)
+
+    def _is_timed(self, path: InferencePath) -> bool:
+        try:
+            self.problem.profile.cost(with_trained_hosts(path, self.problem.services), self.problem.services)
+        except PlanError:
+            return False
+        return True
 
     def _closing_left(self) -> list[Job]:
         return [job for job in self._closing_jobs() if not any(job in begun for begun in (self.records, self.failures, self._in_flight))]

@@ -90,6 +90,17 @@ def test_what_was_measured_of_a_host_that_is_gone_is_left_behind_and_times_are_m
     assert "alexnet-fashion" not in (runs / "alone" / "profile.json").read_text()
 
 
+def test_confirmed_and_longer_trainings_of_paths_outside_the_new_space_are_left_behind(runs: Path) -> None:
+    whole = {"confirm": 2, "refine": {"paths": 2, "times": 2}, "controls": True}
+    (runs / "whole.yaml").write_text(yaml.safe_dump(BASE | whole))
+    command = [sys.executable, "-m", "search", "whole.yaml", "--out", "whole", "--known", "first"]
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert {record["role"] for record in RunDirectory(runs / "whole").journal.records()} >= {"refine", "confirm"}
+    after = search(runs, "narrow", "whole", train=False, vectors=[[1, 4]], **whole)
+    assert all("alexnet-fashion" not in path for path in after["deployed"]["paths"])
+
+
 @pytest.mark.parametrize(
     ("known", "changes", "message"),
     [
