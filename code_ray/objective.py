@@ -99,7 +99,6 @@ class PlanObjective(Objective):
         return {path: known[path] for path, out in zip(paths, beaten.tolist(), strict=True) if not out}
 
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
-        known = self.efficient(known)
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         shares = np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1))
@@ -110,7 +109,7 @@ class PlanObjective(Objective):
         return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
 
     def upper_bound(self, known: Known) -> UpperBound:
-        entries = [(self.original.cost, self.accuracy_original), *self.efficient(known).values()]
+        entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         budgets = np.array([*self.limits.budgets.values()])
         bounds = np.append(budgets, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import random
 import socket
@@ -231,7 +232,9 @@ async def send(session: aiohttp.ClientSession, url: str, malformed: Malformed) -
     if malformed.raw is not None:
         return await _send_raw(url, malformed.raw)
     try:
-        async with session.request(malformed.method, url + malformed.path, data=malformed.body, headers=malformed.headers) as response:
+        async with session.request(
+            malformed.method, url + malformed.path, data=io.BytesIO(malformed.body), headers=malformed.headers
+        ) as response:
             await response.read()
             return response.status
     except (aiohttp.ClientError, TimeoutError):
