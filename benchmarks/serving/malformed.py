@@ -2,8 +2,7 @@
 
 python -m benchmarks.serving.malformed [--requests 10000] [--seed 0]
 
-A client's fault is answered by a status of the 4xx class, no process of the server dies, and after each hundred a good request is
-answered.
+A client's fault is answered by a 4xx status, no process of the server dies, and after each hundred a good request is answered.
 """
 
 from __future__ import annotations
@@ -290,10 +289,9 @@ def main() -> int:
         say("and a hundred clients that send a byte a second")
         slowest = asyncio.run(slow_clients(url, service, images, 100, 10.0))
         died = before - process_ids("ray::")
-    for (kind, status), count in sorted(outcome.statuses.items()):
-        print(f"{kind:22} {status or 'no answer'}: {count}")
-    print("\n".join(outcome.wrong[:20]))
-    print(f"{sum(outcome.statuses.values())} malformed requests, {len(outcome.wrong)} handled wrongly, {len(died)} processes died;")
+    counts = [f"{kind:22} {status or 'no answer'}: {count}" for (kind, status), count in sorted(outcome.statuses.items())]
+    print("\n".join([*counts, *outcome.wrong[:20]]))
+    print(f"{sum(outcome.statuses.values())} malformed requests, {len(outcome.wrong)} handled wrongly, {len(died)} processes died")
     print(f"beside a hundred slow clients a good request took {slowest:.2f} s at most")
     return int(bool(outcome.wrong or died))
 
