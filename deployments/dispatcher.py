@@ -63,7 +63,7 @@ class Dispatcher:
         self._under_way = UnderWay(share)
         self._metrics = RouterMetrics()
         ask_original = partial(self._join, self.routes[plan.local][ORIGINAL])
-        self._shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, self._metrics)
+        self._shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, self._metrics, self.is_stale.set)
 
     def is_ready(self, service: str) -> bool:
         """Whether the original path of a service is up."""
@@ -115,7 +115,7 @@ class Dispatcher:
                 failure = result
             else:
                 if service == self._plan.local and route is not original:
-                    self._shadow.consider(route, request.images, result, self.is_stale.set)
+                    self._shadow.consider(route, request.images, result)
                 return result, route
         raise failure
 

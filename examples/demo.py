@@ -121,21 +121,28 @@ def run_demo(budget: Budget, out: Path) -> None:
 
 
 @contextmanager
-def deployed(run_dir: Path) -> Iterator[str]:
-    """A deployment of the plan in ``run_dir`` on a Ray of its own with one CPU a provider; yields its URL."""
+def serve_up(num_cpus: int) -> Iterator[str]:
+    """A Ray of its own with so many logical CPUs, and Serve on it without an application; yields its URL."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Serve gives its proxy 5 s to start, which a busy machine takes.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    # The router and the clients use what the providers' two CPUs leave over.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def deployed(run_dir: Path) -> Iterator[str]:
+    """A deployment of the plan in ``run_dir`` on a Ray of its own with one CPU a provider; yields its URL."""
+    # The router and the clients use what the providers' two CPUs leave over.
+    with serve_up(num_cpus=2) as url:
+        serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
+        yield url
 
 
 def measure(plan: Plan, run: RunDirectory, budget: Budget) -> Rounds:
@@ -155,7 +162,7 @@ async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Roun
     for number in range(budget.rounds):
         rounds.bare_torch.append(await asyncio.to_thread(bare))
         for arm in (*ARMS[number % 3 :], *ARMS[: number % 3]):
-            await router.reconfigure.remote(RouterSettings(use=_allowed(plan, arm), steering="plan").model_dump(mode="json"))
+            await router.reconfigure.remote(RouterSettings(use=allowed_paths(plan, arm), steering="plan").model_dump(mode="json"))
             # All arms of a round begin at the same image: on a slow machine they would have few in common otherwise.
             measured = await load.run(budget.seconds, data.labels, number / budget.rounds)
             if not measured.images:
@@ -163,20 +170,21 @@ async def _load(plan: Plan, run: RunDirectory, url: str, budget: Budget) -> Roun
                     f"{url} answered none of {measured.failed} requests; look into Ray's logs below /tmp/ray/session_latest"
                 )
             rounds.arms[arm].append(measured)
-            rounds.planned[arm] = await asyncio.to_thread(_planned, url, plan.local)
+            rounds.planned[arm] = await asyncio.to_thread(planned_rate, url, plan.local)
         speeds = ", ".join(f"{arm} {rounds.arms[arm][-1].images_per_second:.0f}" for arm in ARMS)
         say(f"round {number + 1} of {budget.rounds}, images a second: bare torch {rounds.bare_torch[-1]:.0f}, {speeds}")
     return rounds
 
 
-def _allowed(plan: Plan, arm: str) -> tuple[str, ...] | None:
+def allowed_paths(plan: Plan, arm: str) -> tuple[str, ...] | None:
     """Ids of the paths an arm may use beside the original; None: all of them."""
     if arm == "pair":
         return None
     return () if arm == "original" else tuple(p.id for p in plan.paths if not plan.inference_path(p).hosts)
 
 
-def _planned(url: str, service: str) -> float:
+def planned_rate(url: str, service: str) -> float:
+    """Images a second on all paths, by the programme with the times that the servers report now."""
     with Client(url) as client:
         return float(sum(path["images_per_second"] for path in client.metadata(service)["parameters"]["paths"]))
 

@@ -119,7 +119,8 @@ def work(findings: Findings) -> str:
     """What the search cost."""
     result, stopped = findings.result, len(findings.rows("stopped"))
     return (
-        f"{result['trainings']} trainings to the end (controls and confirmation included; {result['refined']} of them longer), {stopped} stopped at a rung, "
+        f"{result['trainings']} trainings to the end (controls and confirmation included; {result['refined']} of them longer), "
+        f"{stopped} stopped at a rung, "
         f"{result['screened']} paths scored without training; {result['seconds']:.0f} s in the last call"
     )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import statistics
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
-import ray
 from matplotlib import pyplot as plt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -35,15 +33,14 @@ from benchmarks.serving.memory import own_bytes
 from benchmarks.serving.plain_serve import Plain, batched_app, plain_app
 from benchmarks.serving.processes import process_ids, replica_ids
 from code_ray.artifact import RunDirectory
-from code_ray.client import Client
 from code_ray.data import Split, load_data
 from code_ray.plan import Plan, read_plan
 from code_ray.profiling import Execution, best_execution
 from code_ray.zoo import get_service
 from deployments import build_app
 from deployments.config import DEFAULT_RUN_DIR, AppOptions, RouterOptions, RouterSettings
-from examples.demo import bare_torch, free_port, say
-from examples.load import Load
+from examples.demo import allowed_paths, bare_torch, planned_rate, say, serve_up
+from examples.load import WARM_UP_S, Load
 
 OURS = {"original": "original", "host-free plan": "host_free", "pair": "pair"}
 OTHERS = {"plain Ray Serve": "plain", "Ray Serve + @serve.batch": "batched", "replica on the second core": "replica"}
@@ -93,22 +90,14 @@ def main() -> None:
 @contextmanager
 def everything(run_dir: Path, plan: Plan, best: Execution) -> Iterator[str]:
     """Every arm up on one Ray; yields the URL before the application's name."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Logical CPUs: an arm that is not loaded does nothing.
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        port = free_port()
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    with serve_up(num_cpus=8) as url:
         serve.run(plain_app(plan.local, best), name="plain", route_prefix="/plain")
         serve.run(batched_app(plan.local, best), name="batched", route_prefix="/batched")
         deployment: serve.Deployment = Plain  # type: ignore[assignment]
         serve.run(deployment.options(num_replicas=2).bind(plan.local, best), name="replica", route_prefix="/replica")
         serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        ray.shutdown()
+        yield url
 
 
 async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[dict[str, Any]]:
@@ -123,7 +112,7 @@ async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[d
         for arm in (*arms[turn:], *arms[:turn]):
             row: dict[str, Any] = {"round": number, "arm": arm}
             if arm in OURS:
-                await router.reconfigure.remote(RouterSettings(use=_allowed(plan, OURS[arm]), steering="plan").model_dump(mode="json"))
+                await router.reconfigure.remote(RouterSettings(use=allowed_paths(plan, OURS[arm]), steering="plan").model_dump(mode="json"))
                 load: Load = ours
             else:
                 # Serve's own batching takes single images; a request of many is a batch already.
@@ -134,28 +123,17 @@ async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[d
             measured = await load.run(SECONDS, data.labels, number / rounds)
             spent = cpu_seconds(arm, plan)
             # The load's own warm-up is in these seconds, so they are shared out over all that was answered in them.
-            images = measured.images * (SECONDS + 1.5) / SECONDS
+            images = measured.images * (SECONDS + WARM_UP_S) / SECONDS
             row |= {f"{name}_cpu_ms": 1e3 * (spent[name] - before[name]) / max(images, 1) for name in spent}
             row |= {"images_per_second": measured.images_per_second, "failed": measured.failed, "MiB": memory(arm, plan) / 2**20}
             if arm in OURS:
-                row["bound"] = await asyncio.to_thread(_planned, url, plan.local)
+                row["bound"] = await asyncio.to_thread(planned_rate, url, plan.local)
             rows.append(row)
         say(
             f"round {number + 1} of {rounds}: "
             + ", ".join(f"{row['arm']} {row['images_per_second']:.0f}" for row in rows[-1 - len(arms) :])
         )
     return rows
-
-
-def _allowed(plan: Plan, arm: str) -> tuple[str, ...] | None:
-    if arm == "pair":
-        return None
-    return () if arm == "original" else tuple(p.id for p in plan.paths if not plan.inference_path(p).hosts)
-
-
-def _planned(url: str, service: str) -> float:
-    with Client(url) as client:
-        return float(sum(path["images_per_second"] for path in client.metadata(service)["parameters"]["paths"]))
 
 
 def servers(arm: str, plan: Plan) -> set[int]:
