@@ -124,8 +124,10 @@ def draw(table: pd.DataFrame, title: str, file: Path) -> None:
     for k, name in enumerate(samplers):
         rows = table[table.sampler == name].set_index("setting").loc[settings]
         x = np.arange(len(settings)) + k * width
-        axes.bar(x, rows.mean_cost, width, label=name)
-        axes.vlines(x, rows.quarter_cost, rows.three_quarters_cost, color="black", linewidth=1)
+        # A search that ends by itself and never gets there has no cost until then, however little it spent.
+        got_there = rows.share_that_got_there > 0
+        axes.bar(x, rows.mean_cost.where(got_there), width, label=name if got_there.any() else f"{name}: never")
+        axes.vlines(x[got_there], rows.quarter_cost[got_there], rows.three_quarters_cost[got_there], color="black", linewidth=1)
     axes.axhline(12, color="grey", linestyle=":", linewidth=1)
     axes.set(yscale="symlog", ylabel="full trainings until 97 % of the best plan", title=title)
     axes.set_xticks(np.arange(len(settings)) + 0.4, settings, rotation=20, ha="right")

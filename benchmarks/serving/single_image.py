@@ -173,6 +173,7 @@ def draw(summary: pd.DataFrame, file: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     bars = axes.barh(list(summary.index), summary.rps, color=["#0b6e4f", "#7fb8a4", "#b45309", "#e0a458"])
     axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set(xlabel=f"requests of one image a second, {CLIENTS} clients")
     figure.savefig(file, dpi=120)
