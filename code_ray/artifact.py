@@ -15,8 +15,8 @@ from code_ray.journal import Journal
 class RunDirectory:
     """Where a search keeps what it found.
 
-    result.json, plan.json, profile.json, config.json, evaluations.csv, journal.jsonl, splits.npz, teacher.npy,
-    stores/<provider>/, pictures and report.html.
+    result.json, plan.json, canaries.safetensors, profile.json, config.json, evaluations.csv, journal.jsonl, splits.npz,
+    teacher.npy, stores/<provider>/, pictures and report.html.
     """
 
     root: Path
@@ -61,6 +61,10 @@ class RunDirectory:
     def journal(self) -> Journal:
         return Journal(self.root / "journal.jsonl")
 
+    @property
+    def canaries_file(self) -> Path:
+        return self.root / "canaries.safetensors"
+
     def picture_file(self, name: str) -> Path:
         return self.root / f"{name}.png"
 
@@ -102,10 +106,15 @@ class RunDirectory:
 
 def write_text(file: Path, text: str, mode: int = 0o666) -> None:
     """Replace ``file`` whole or not at all; ``mode``, less the process's umask, says who may read it."""
+    write_bytes(file, text.encode(), mode)
+
+
+def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:
+    """As ``write_text``."""
     staging = file.with_name(f".{file.name}.tmp")
     try:
-        with open(staging, "w", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
-            stream.write(text)
+        with open(staging, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(staging, file)

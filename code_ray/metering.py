@@ -16,6 +16,11 @@ class ComputeBucket:
         self._balance = burst_s
         self._updated = now
 
+    def lend(self, share: float, now: float) -> None:
+        """Let ``share`` seconds flow in every second from now on."""
+        self.balance(now)
+        self.share = share
+
     def balance(self, now: float) -> float:
         """Seconds left at time ``now``."""
         self._balance = min(self.burst_s, self._balance + (now - self._updated) * self.share)

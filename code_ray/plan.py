@@ -35,12 +35,17 @@ class PlannedPath(BaseModel):
     link_hashes: dict[str, str]
     agreement: float | None = Field(None, ge=0, le=1)
 
+    def leg_key(self, index: int) -> str:
+        """Name of leg ``index``, as routers ask providers for it: of the same path with other links it is another one."""
+        links = hashlib.sha256("|".join(sorted(self.link_hashes.values())).encode()).hexdigest()[:8]
+        return f"{self.id}-{links}:{index}" if self.link_hashes else f"{self.id}:{index}"
+
 
 class Plan(BaseModel):
     """What a deployment needs to know. ``paths[0]`` is the original path.
 
     ``services`` name -> content hash, ``placement`` service -> provider, ``kappa`` host service -> share of its server,
-    ``loss_points`` the average-accuracy loss that is allowed.
+    ``loss_points`` the average-accuracy loss that is allowed, ``canaries`` the hash of the file with answers to check.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +58,12 @@ class Plan(BaseModel):
     kappa: dict[str, float]
     loss_points: float = Field(ge=0)
     paths: tuple[PlannedPath, ...]
+    canaries: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Short hash of all that the plan says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def inference_path(self, planned: PlannedPath) -> InferencePath:
         """The path value of an entry of this plan."""
@@ -102,11 +113,6 @@ def path_id(path: InferencePath, services: Mapping[str, Service], training: str 
     names = (path.local, *path.hosts)
     text = "|".join([str(path), *(services[name].content_hash for name in names), *filter(None, [training])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def leg_key(path_id: str, index: int) -> str:
-    """Name of leg ``index`` of a path, as routers ask providers for it."""
-    return f"{path_id}:{index}"
 
 
 def save_links(path: InferencePath, identifier: str, links: Mapping[str, Link], placement: Placement, stores_dir: Path) -> dict[str, str]:

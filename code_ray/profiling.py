@@ -59,15 +59,15 @@ def supports_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
 
 
-def median_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall time of ``run`` after two warm-up calls; of what takes long, fewer runs say as much (three at the least)."""
+def median_seconds(run: Callable[[], object], repeats: int = REPEATS, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Median time of ``run`` by ``clock`` after two warm-up calls; of what takes long, fewer runs say as much (three at the least)."""
     for _ in range(2):
         run()
     times: list[float] = []
     while len(times) < min(3, repeats) or (len(times) < repeats and sum(times) < MAX_SECONDS):
-        started = time.perf_counter()
+        started = clock()
         run()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times)
 
 

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,12 +91,12 @@ class Trainer:
 
     def accuracy(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> float:
         """Share of ``split`` that ``path`` classifies right, run in the servers' execution modes."""
-        return float((self.predictions(path, links, split) == split.labels).mean())
+        return float((self.logits(path, links, split).argmax(1) == split.labels).mean())
 
-    def predictions(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Predicted class of each image of ``split``."""
+    def logits(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> npt.NDArray[np.float32]:
+        """What a path answers to the images of ``split``: (n, classes)."""
         runner = PathRunner(walk(path, self.placement), self.services, links, self.modes, self.device)
-        return np.asarray(runner(self.local.preprocess(split.images)).argmax(1).numpy())
+        return np.asarray(runner(self.local.preprocess(split.images)).numpy())
 
 
 class LinkTraining:

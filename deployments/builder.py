@@ -83,7 +83,7 @@ def _provider(name: str, plan: Plan, specs: dict[str, ServiceSpec], run: RunDire
         logging_config=LOGGING,
         **HEALTH,
     )(Provider)
-    return deployment.bind(name, plan, run.stores_dir / name, specs, options)
+    return deployment.bind(name, plan, run, RunDirectory(run.root.resolve()), specs, options)
 
 
 def _router(

@@ -31,6 +31,7 @@ class RouterMetrics:
         self._disagreed = Counter("code_ray_disagreements", "Of these, images that it gave another class", by_path)
         self._level = Gauge("code_ray_load_level", "0: all on the original path, 1: the plan's rates", ("service",))
         self._share = Gauge("code_ray_path_share", "Share of the images that the plan's rates give a path", by_path)
+        self._plans = Counter("code_ray_plan_changes", "Plans that took another's place in this router", ("service",))
         self._breaker = Gauge("code_ray_breaker", "A host's circuit breaker: 0 closed, 1 half-open, 2 open", ("provider",))
         self._utilisation = Gauge("code_ray_utilisation", "Share of its time that a provider's server computed", ("provider",))
         self._guests = Gauge("code_ray_kappa_used", "Share of its time that a provider's server computed for guests", ("provider",))
@@ -67,6 +68,12 @@ class RouterMetrics:
         self._level.set(level, {"service": service})
         for identifier, route in routes.items():
             self._share.set(shares.get(identifier, 0.0), _tags(service, route))
+
+    def changed_plan(self, service: str, routes: Mapping[str, Route]) -> None:
+        """Another plan takes the place of the one with ``routes``, which have no share any more unless it has them too."""
+        self._plans.inc(1, {"service": service})
+        for route in routes.values():
+            self._share.set(0.0, _tags(service, route))
 
     def guarded(self, provider: str, breaker: State) -> None:
         """The state of a host's breaker; it matters most while the host itself says nothing."""

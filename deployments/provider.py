@@ -6,40 +6,36 @@ import asyncio
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
-from code_ray.blocks import ExecutionMode
-from code_ray.errors import DeploymentError, PlanError
+from code_ray.artifact import RunDirectory
+from code_ray.errors import CodeRayError, DeploymentError, PlanError
 from code_ray.metering import ComputeBucket
-from code_ray.path import InferencePath
-from code_ray.plan import Plan, PlannedPath, leg_key, load_leg_links
-from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
-from code_ray.runner import Leg, LegRunner, leg_modules, walk
-from code_ray.service import Preprocessing, Service, ServiceSpec
+from code_ray.plan import Plan
+from code_ray.service import ServiceSpec
 from deployments.config import ProviderOptions
-from deployments.routes import LegReport, ProviderReport, Refusal, hosted_paths
-from deployments.stores import load_stored_service, outline
+from deployments.hosting import Hosting, from_wire
+from deployments.plan_watch import Offer, PlanWatch, read_offer
+from deployments.routes import LegReport, ProviderReport, Refusal
 from deployments.worker import Array, HostedLeg, LegWorker
 
 logger = logging.getLogger("ray.serve")
 
-BATCH_SIZES = (16, 32, 64, 128)
-MODE_BATCH_SIZE = 32
-REPEATS = 3
 FAILURES = 5
 STUCK_S = 60.0
 """A chunk takes milliseconds; a server that has been at one for so long does not come back."""
+KEPT_S = 60.0
+"""How long legs stay that belong to no plan of a router that has asked: requests may be under way."""
 
 
 class Provider:
-    """Hosts all legs of a plan that run at provider ``name``.
+    """Hosts all legs of a plan that run at provider ``name``, and of the plans that take its place in the run directory.
 
+    ``plan``: what is served where the run directory has none by now, or none that can be; ``origin`` is where it came from.
     ``specs``: the description of every service of the plan, those of other providers without their weights.
 
     Raises:
@@ -47,32 +43,48 @@ class Provider:
         DeploymentError: for a device that is not here.
     """
 
-    def __init__(self, name: str, plan: Plan, store_dir: Path, specs: dict[str, ServiceSpec], options: ProviderOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        run: RunDirectory,
+        origin: RunDirectory,
+        specs: dict[str, ServiceSpec],
+        options: ProviderOptions,
+    ) -> None:
         # Arrays arrive read-only from Ray's object store, and are only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         torch.set_num_threads(options.threads)
         self._name = name
-        self._plan = plan
         self._device = choose_device(options)
-        paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in specs.items()})
-        own = _load_own_services(name, plan, store_dir)
-        mine = [path for _, path in paths if any(leg.provider == name for leg in walk(path, plan.placement))]
-        self._services = own | {service: outline(spec, mine) for service, spec in specs.items() if service not in own}
-        self._mode = options.execution_mode or _fastest_mode(next(iter(own.values())), self._device)
-        self._pack_seconds_per_byte = _measure_packing()
-        self._legs: dict[str, HostedLeg] = {}
-        self._probe: tuple[str, Array] = ("", np.zeros(0))
-        for planned, path in paths:
-            self._legs |= self._host(planned, path, store_dir, (options.batch_size,) if options.batch_size else BATCH_SIZES)
+        self._hosting = Hosting(name, plan, run.stores_dir / name, specs, options, self._device)
         bucket = ComputeBucket(plan.budgets.get(name, 1.0), options.burst_s, time.monotonic())
-        self._worker = LegWorker(self._legs, bucket, options.limits, options.threads)
-        logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._mode, len(self._legs))
+        self._worker = LegWorker({}, bucket, options.limits, options.threads)
+        self._plans: dict[str, frozenset[str]] = {}  # the keys of its legs, by plan
+        self._asked: dict[str, float] = {}  # when a router with that plan asked last
+        self._watch = PlanWatch(name, run, plan)
+        self._loading: asyncio.Task[None] | None = None
+        self._start(plan, origin if origin.root.is_dir() else run)
+        logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._hosting.mode, len(self._worker.legs))
 
-    async def describe(self) -> ProviderReport:
-        """Execution mode, seconds computed so far, and per leg the seconds per image as measured so far, packing included."""
-        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._legs.items()}
+    async def describe(self, plan_id: str = "") -> ProviderReport:
+        """Execution mode, seconds computed so far, per leg the seconds per image as measured so far, packing included, and the plan.
+
+        Routers ask every few seconds, for the plan ``plan_id`` that they follow: the time to look for another one.
+        """
+        now = time.monotonic()
+        self._asked[plan_id] = now
+        if (self._loading is None or self._loading.done()) and self._watch.has_changed(now):
+            self._loading = asyncio.create_task(self._change_plan())
+        self._drop_plans(now)
+        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._worker.legs.items()}
         busy, for_guests = self._worker.busy_seconds()
-        return ProviderReport(self._name, str(self._mode), legs, time.monotonic(), busy, for_guests)
+        mode, plan, refused = str(self._hosting.mode), self._watch.plan.id, self._watch.refused
+        return ProviderReport(self._name, mode, legs, now, busy, for_guests, plan, refused)
+
+    async def offer(self) -> Offer:
+        """The plan that is served, for routers to follow."""
+        return self._offer
 
     async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
         """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.
@@ -82,7 +94,7 @@ class Provider:
         """
         if isinstance(value, Refusal):
             return value
-        leg = self._legs.get(key)
+        leg = self._worker.legs.get(key)
         if leg is None:
             raise PlanError(f"provider {self._name!r} hosts no leg {key!r}; deploy it with the router's plan")
         if value.shape[1:] != leg.in_shape or len(value) == 0:
@@ -108,7 +120,9 @@ class Provider:
             await self._try_leg()
 
     async def _try_leg(self) -> None:
-        key, example = self._probe
+        # Its own service as it is: the one leg of its own that every provider has and that takes images.
+        key, leg = next((key, leg) for key, leg in self._worker.legs.items() if not leg.guest and leg.position == 0)
+        example: Array = np.zeros((1, *leg.in_shape), np.uint8)
         accepted = self._worker.submit(key, example, is_probe=True)
         if isinstance(accepted, Refusal):
             return  # it has work
@@ -119,31 +133,45 @@ class Provider:
         if not isinstance(output, Refusal) and not bool(from_wire(output).isfinite().all()):
             raise DeploymentError(f"provider {self._name!r} makes no finite numbers of {key!r}; it is replaced")
 
-    def _host(self, planned: PlannedPath, path: InferencePath, store_dir: Path, sizes: tuple[int, ...]) -> dict[str, HostedLeg]:
-        hosted = {}
-        before: Leg | None = None
-        legs = walk(path, self._plan.placement)
-        for index, leg in enumerate(legs):
-            if leg.provider == self._name:
-                links = load_leg_links(leg, path, planned, self._services, store_dir)
-                runner = LegRunner(leg_modules(leg, self._services, links), self._mode, self._device)
-                last = index == len(legs) - 1
-                if before is None:
-                    preprocessing = self._services[path.local].spec.preprocessing
-                    call, shape = _from_images(runner, preprocessing, last), preprocessing.image_shape
-                    example: Array = np.zeros((max(sizes), *shape), np.uint8)
-                else:
-                    call, shape = _from_activations(runner, last), leg_out_shape(before, path, self._services)
-                    example = to_wire(self._mode.cast(torch.rand(max(sizes), *shape)))
-                seconds, size = fastest_size(partial(_seconds_an_image, call, example), sizes)
-                guest = self._plan.placement[path.local] != self._name
-                hop_bytes = example[:1].nbytes + call(example[:1]).nbytes
-                packing = hop_bytes * self._pack_seconds_per_byte
-                if not guest:
-                    self._probe = leg_key(planned.id, index), example[:1].copy()
-                hosted[leg_key(planned.id, index)] = HostedLeg(call, shape, guest, index, size, seconds, packing)
-            before = leg
-        return hosted
+    def _start(self, plan: Plan, origin: RunDirectory) -> None:
+        """Begin with the plan that lies in the run directory: a replica that takes a dead one's place serves what that one served."""
+        try:
+            found = self._watch.read() if self._watch.has_changed(time.monotonic()) else None
+            run, offer = found or (origin, read_offer(origin, plan, self._name))
+            self._take_over(offer, self._hosting.make_legs(offer.plan, run, {}, beside_traffic=False))
+        except CodeRayError as error:
+            self._watch.refuse(error, time.monotonic())
+            offer = read_offer(origin, plan, self._name)
+            self._take_over(offer, self._hosting.make_legs(plan, origin, {}, beside_traffic=False))
+
+    async def _change_plan(self) -> None:
+        """Make the new plan's legs ready while the old one's are served, and host them beside these; or refuse it."""
+        with ThreadPoolExecutor(1, thread_name_prefix="plan") as thread:
+            ask = partial(asyncio.get_running_loop().run_in_executor, thread)
+            try:
+                found = await ask(self._watch.read)
+                if found is not None:
+                    run, offer = found
+                    legs = await ask(partial(self._hosting.make_legs, offer.plan, run, dict(self._worker.legs), beside_traffic=True))
+                    self._take_over(offer, legs)
+            except CodeRayError as error:
+                self._watch.refuse(error, time.monotonic())
+            except RuntimeError as error:  # what torch raises: its links load, and do not run
+                self._watch.refuse(PlanError(f"its legs do not run ({error})"), time.monotonic())
+
+    def _take_over(self, offer: Offer, legs: dict[str, HostedLeg]) -> None:
+        self._offer = offer
+        self._watch.accept(offer.plan)
+        self._worker.host(legs, offer.plan.budgets.get(self._name, 1.0))
+        self._plans[offer.plan.id], self._asked[offer.plan.id] = frozenset(legs), time.monotonic()
+        logger.info("provider %s serves plan %s", self._name, offer.plan.id)
+
+    def _drop_plans(self, now: float) -> None:
+        """Forget plans that no router follows any more, with the legs that are theirs alone."""
+        gone = {plan for plan in self._plans if plan != self._watch.plan.id and now - self._asked.get(plan, now) > KEPT_S}
+        if gone:
+            self._plans = {plan: keys for plan, keys in self._plans.items() if plan not in gone}
+            self._worker.drop(set(self._worker.legs).difference(*self._plans.values()))
 
 
 def choose_device(options: ProviderOptions) -> str:
@@ -156,54 +184,3 @@ def choose_device(options: ProviderOptions) -> str:
     if options.device == "cuda" and not available:
         raise DeploymentError("device is 'cuda' but torch sees no GPU here; set it to 'auto' or 'cpu', or num_gpus to at least 1")
     return "cuda" if available and (options.device == "cuda" or (options.device == "auto" and options.num_gpus > 0)) else "cpu"
-
-
-def _load_own_services(name: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
-    own = {service: content for service, content in plan.services.items() if plan.placement[service] == name}
-    services = {service: load_stored_service(service, store_dir) for service in own}
-    plan.model_copy(update={"services": own}).check_services(services)
-    return services
-
-
-def to_wire(value: torch.Tensor) -> Array:
-    """An activation as numpy carries it between legs: bfloat16, which numpy does not know, as its bits in int16."""
-    value = value.cpu().contiguous()
-    return value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
-
-
-def from_wire(value: Array) -> torch.Tensor:
-    """The tensor that ``to_wire`` was given."""
-    tensor = torch.from_numpy(value)
-    return tensor.view(torch.bfloat16) if value.dtype == np.int16 else tensor
-
-
-def _from_images(runner: LegRunner, preprocessing: Preprocessing, last: bool) -> Callable[[Array], Array]:
-    return lambda images: _output(runner, preprocessing.apply(images), last)
-
-
-def _from_activations(runner: LegRunner, last: bool) -> Callable[[Array], Array]:
-    return lambda value: _output(runner, from_wire(value), last)
-
-
-def _output(runner: LegRunner, value: torch.Tensor, last: bool) -> Array:
-    """Logits as float32; what goes on to another leg as the mode made it: half the bytes where that is bfloat16."""
-    output: Array = runner(value).numpy() if last else to_wire(runner.run(value))
-    return output
-
-
-def _measure_packing(size: int = 8 << 20) -> float:
-    """Seconds a byte for one end of a hop: half of what an array costs into Ray's object store and out again."""
-    value = np.ones(size, np.uint8)
-    return median_seconds(lambda: np.array(ray.get(ray.put(value))), REPEATS) / (2 * size)
-
-
-def _fastest_mode(service: Service, device: str) -> ExecutionMode:
-    value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
-    seconds = {}
-    for mode in candidate_modes(device):
-        seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)
-    return min(seconds, key=lambda mode: seconds[mode])
-
-
-def _seconds_an_image(call: Callable[[Array], Array], example: Array, size: int) -> float:
-    return median_seconds(partial(call, example[:size]), REPEATS) / size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from code_ray.errors import ConfigError
 from code_ray.path import InferencePath, Kind, original_path
-from code_ray.plan import Plan, PlannedPath, leg_key
+from code_ray.plan import Plan, PlannedPath
 from code_ray.policy import ORIGINAL
 from code_ray.runner import walk
 from code_ray.throughput import Limits, PathCost, best_mixture
@@ -32,7 +32,8 @@ class LegReport:
 @dataclass(frozen=True)
 class ProviderReport:
     """What a provider tells routers of itself: the execution mode, the legs it hosts by key; by its clock, at ``at``, the seconds
-    that it has computed since it is up, and those of them for guests.
+    that it has computed since it is up, and those of them for guests; the id of the plan that it serves, and why it refuses the one
+    that has taken that one's place in its run directory.
     """
 
     provider: str
@@ -41,6 +42,8 @@ class ProviderReport:
     at: float = 0.0
     busy_seconds: float = 0.0
     guest_seconds: float = 0.0
+    plan: str = ""
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def make_routes(plan: Plan, num_blocks: Mapping[str, int]) -> dict[str, dict[str
     routes: dict[str, dict[str, Route]] = {}
     for planned, path in hosted_paths(plan, num_blocks):
         identifier = ORIGINAL if path.kind == ORIGINAL else planned.id
-        hops = tuple(Hop(leg.provider, leg_key(planned.id, i)) for i, leg in enumerate(walk(path, plan.placement)))
+        hops = tuple(Hop(leg.provider, planned.leg_key(i)) for i, leg in enumerate(walk(path, plan.placement)))
         routes.setdefault(path.local, {})[identifier] = Route(identifier, path.kind, planned.accuracy, hops, planned.agreement)
     return routes
 

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,11 +39,12 @@ SMOOTHING = 0.1
 class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
-    ``guest``: the path belongs to another provider's service. Per image: ``seconds`` of compute, a running mean, and ``packing``,
+    ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean, and ``packing``,
     seconds to take the input out of a message and put the output into one.
     """
 
     call: Callable[[Array], Array]
+    path: str
     in_shape: tuple[int, ...]
     guest: bool
     position: int
@@ -116,6 +117,26 @@ class LegWorker:
             self._condition.notify()
         job.future.add_done_callback(lambda _: self._settle(leg.guest, seconds))
         return job.future
+
+    def host(self, legs: Mapping[str, HostedLeg], share: float) -> None:
+        """Run ``legs`` too from now on, and lend ``share`` of the server."""
+        with self._condition:
+            self._legs |= legs
+            self._queues |= {key: self._queues.get(key, deque()) for key in legs}
+            self._bucket.lend(share, time.monotonic())
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Legs that are not asked for any more; one with work waiting stays."""
+        with self._condition:
+            for key in keys:
+                if not self._queues.get(key):
+                    self._legs.pop(key, None)
+                    self._queues.pop(key, None)
+
+    @property
+    def legs(self) -> Mapping[str, HostedLeg]:
+        """What is hosted, by key."""
+        return self._legs
 
     def stuck_for(self) -> float:
         """Seconds that the current chunk has been running; infinite where the thread has died."""

@@ -33,7 +33,7 @@ from search.results import (
     measure_test,
     replica_summary,
     test_loss,
-    with_agreement,
+    with_answers,
 )
 
 
@@ -45,7 +45,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
         service.verify()
     arm = deployed(problem, campaign)
     arms = all_arms(problem, known)
-    plan = with_agreement(problem, make_plan(problem, campaign, arm))
+    plan = with_answers(problem, make_plan(problem, campaign, arm))
     hits = measure_test(problem, plan)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {

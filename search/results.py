@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from code_ray.canaries import COUNT, Canaries, save_canaries
 from code_ray.data import Split
 from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.policy import ORIGINAL
 from code_ray.runner import walk
 from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
@@ -162,7 +164,7 @@ def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
 def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]) -> Plan:
     """A plan of the original and ``paths`` that were trained."""
     known, original = campaign.accuracies, problem.plan_objective.original.path
-    planned = [PlannedPath(path=str(original), id="original", accuracy=problem.accuracy_original, link_hashes={})]
+    planned = [PlannedPath(path=str(original), id=ORIGINAL, accuracy=problem.accuracy_original, link_hashes={})]
     for path in dict.fromkeys(path for path in paths if path != original):
         fidelity = campaign.longest(path)
         record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == fidelity)
@@ -187,29 +189,33 @@ Hits = Mapping[InferencePath, npt.NDArray[np.bool_]]
 def measure_test(problem: Problem, plan: Plan) -> Hits:
     """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
     test = problem.data.test.head(problem.config.test_samples)
-    return {path: predicted == test.labels for path, predicted in _predictions(problem, plan, test).items()}
+    return {path: logits.argmax(1) == test.labels for path, logits in _logits(problem, plan, test).items()}
 
 
-def with_agreement(problem: Problem, plan: Plan) -> Plan:
-    """``plan``, its paths with the share of validation images on which they choose the original's class."""
-    predicted = _predictions(problem, plan, problem.data.validation.head(AGREEMENT_IMAGES))
-    original = predicted[plan.inference_path(plan.paths[0])]
-    shares = [float((predicted[plan.inference_path(planned)] == original).mean()) for planned in plan.paths]
+def with_answers(problem: Problem, plan: Plan) -> Plan:
+    """``plan``, with what its paths answer to validation images: how often each chooses the original's class, and canaries, written
+    beside it.
+    """
+    split = problem.data.validation.head(AGREEMENT_IMAGES)
+    logits = {planned.id: found for planned, found in zip(plan.paths, _logits(problem, plan, split).values(), strict=True)}
+    original = logits[ORIGINAL].argmax(1)
+    shares = [float((logits[planned.id].argmax(1) == original).mean()) for planned in plan.paths]
     paths = [planned.model_copy(update={"agreement": share}) for planned, share in zip(plan.paths, shares, strict=True)]
-    return plan.model_copy(update={"paths": tuple(paths)})
+    canaries = Canaries(split.images[:COUNT], {path: found[:COUNT] for path, found in logits.items()})
+    return plan.model_copy(update={"paths": tuple(paths), "canaries": save_canaries(canaries, problem.run.canaries_file)})
 
 
-def _predictions(problem: Problem, plan: Plan, split: Split) -> dict[InferencePath, npt.NDArray[np.int64]]:
-    """The class that each path of the plan chooses for each image of ``split``."""
+def _logits(problem: Problem, plan: Plan, split: Split) -> dict[InferencePath, npt.NDArray[np.float32]]:
+    """What each path of the plan, in order, answers to the images of ``split``."""
     trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
-    predicted = {}
+    answers = {}
     for planned in plan.paths:
         path = plan.inference_path(planned)
         links: dict[str, Link] = {}
         for leg in walk(path, plan.placement):
             links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-        predicted[path] = trainer.predictions(path, links, split)
-    return predicted
+        answers[path] = trainer.logits(path, links, split)
+    return answers
 
 
 def lost_points(arm: Arm, hits: Hits) -> FloatArray:

@@ -70,18 +70,22 @@ class Run:
         """The id by which a request asks for a path, and an answer names it."""
         return ORIGINAL if name == ORIGINAL else path_id(self.paths[name], self.services)
 
+    def planned(self, name: str) -> PlannedPath:
+        """The plan's entry of a path."""
+        return self.plan.paths[list(VECTORS).index(name)]
+
     def logits(self, name: str, images: Images) -> npt.NDArray[np.float32]:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
         runner = PathRunner(walk(self.paths[name], PLACEMENT), self.services, self.links[name], lambda _: ExecutionMode())
         return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
 
 
-def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: float = 0.5) -> Run:
+def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: float = 0.5, fit_samples: int = 64) -> Run:
     """A run directory with one path of each kind, its links fitted by least squares, both services in their stores.
 
     Every path claims the same accuracy: which are used is then a matter of measured times alone.
     """
-    trainer = Trainer(services, LOCAL, digits, PLACEMENT, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=64))
+    trainer = Trainer(services, LOCAL, digits, PLACEMENT, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=fit_samples))
     paths = {name: path_from_vector(vector, LOCAL, 6, HOST, 6) for name, vector in VECTORS.items()}
     links = {name: dict(train_path(trainer, path, seed=0, fit_only=True).links) for name, path in paths.items()}
     planned = []

@@ -14,7 +14,7 @@ from code_ray.data import DataSet
 from code_ray.errors import ArtifactError, IntegrityError, PlanError
 from code_ray.links import Link
 from code_ray.path import InferencePath, original_path, parse_path, path_from_vector
-from code_ray.plan import Plan, PlannedPath, leg_key, load_leg_links, path_id, read_plan, save_links
+from code_ray.plan import Plan, PlannedPath, load_leg_links, path_id, read_plan, save_links
 from code_ray.runner import make_links, walk
 from code_ray.service import Service
 
@@ -232,5 +232,10 @@ def test_a_paths_id_changes_with_content_segments_and_rank(tiny_services: dict[s
     assert path_id(CROSS, {**tiny_services, "second": other}) == path_id(CROSS, tiny_services)
 
 
-def test_legs_of_a_path_have_keys_of_their_own() -> None:
-    assert [leg_key("0123", index) for index in range(2)] == ["0123:0", "0123:1"]
+def test_legs_of_a_path_have_keys_of_their_own_and_others_with_other_links() -> None:
+    hashes = [{}, {"link0": "a", "link1": "b"}, {"link0": "a", "link1": "c"}]
+    planned = [PlannedPath(path="tiny[0:6]", id="0123", accuracy=0.9, link_hashes=links) for links in hashes]
+    keys = [path.leg_key(index) for path in planned for index in range(2)]
+    assert keys[:2] == ["0123:0", "0123:1"]
+    assert len(set(keys)) == 6
+    assert planned[1].leg_key(0) == planned[1].model_copy(update={"accuracy": 0.8}).leg_key(0)

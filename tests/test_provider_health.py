@@ -10,7 +10,6 @@ from serving import BATCH, FIXED, Run
 
 from code_ray.data import DataSet
 from code_ray.errors import DeploymentError
-from code_ray.plan import leg_key
 from deployments.builder import read_specs
 from deployments.provider import FAILURES, Provider
 from deployments.stores import open_plan
@@ -23,7 +22,7 @@ def provider(served_run: Run) -> Iterator[Provider]:
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         run, plan = open_plan(served_run.root)
-        yield Provider("alpha", plan, run.stores_dir / "alpha", read_specs(run, plan), FIXED)
+        yield Provider("alpha", plan, run, run, read_specs(run, plan), FIXED)
     finally:
         ray.shutdown()
 
@@ -34,7 +33,7 @@ def break_legs(provider: Provider, answer: Array | RuntimeError) -> None:
             raise answer
         return np.broadcast_to(answer, (len(value), 10)).copy()
 
-    for leg in provider._legs.values():
+    for leg in provider._worker.legs.values():
         leg.call = call
 
 
@@ -56,7 +55,7 @@ def test_a_server_that_makes_no_numbers_is_replaced(provider: Provider) -> None:
 def test_a_server_whose_every_chunk_fails_is_replaced_and_one_that_failed_once_is_not(
     provider: Provider, served_run: Run, digits: DataSet
 ) -> None:
-    original = leg_key(served_run.id_of("skip"), 0)
+    original = served_run.planned("skip").leg_key(0)
     images = digits.test.images[:BATCH]
 
     async def fail(times: int) -> None:
@@ -64,12 +63,12 @@ def test_a_server_whose_every_chunk_fails_is_replaced_and_one_that_failed_once_i
             with pytest.raises(RuntimeError):
                 await provider.run(original, images)
 
-    call = provider._legs[original].call
+    call = provider._worker.legs[original].call
     break_legs(provider, RuntimeError("out of memory"))
     asyncio.run(fail(FAILURES))
     with pytest.raises(DeploymentError, match=f"has failed at {FAILURES} chunks in a row"):
         asyncio.run(provider.check_health())
-    for leg in provider._legs.values():
+    for leg in provider._worker.legs.values():
         leg.call = call
     answer = asyncio.run(provider.run(original, images))
     assert isinstance(answer, np.ndarray)

@@ -16,7 +16,6 @@ from serving import BATCH, FIXED, HOST, LOCAL, Run, make_service, relative_diffe
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import DeploymentError
-from code_ray.plan import leg_key
 from deployments import build_app, build_provider
 from deployments.builder import read_specs
 from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterOptions
@@ -101,7 +100,7 @@ def test_cuda_where_there_is_none_is_an_error_with_the_fix(served_run: Run) -> N
     run, plan = open_plan(served_run.root)
     options = ProviderOptions(device="cuda")
     with pytest.raises(DeploymentError, match="torch sees no GPU here; set it to 'auto' or 'cpu', or num_gpus to at least 1"):
-        Provider("beta", plan, run.stores_dir / "beta", read_specs(run, plan), options)
+        Provider("beta", plan, run, run, read_specs(run, plan), options)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +126,8 @@ def test_a_provider_on_cuda_computes_what_one_on_the_cpu_computes(
     outputs = []
     for device in ("cuda", "cpu"):
         options = ProviderOptions.model_validate({"device": device, "mode": "float32", "batch_size": BATCH})
-        provider = Provider("alpha", plan, run.stores_dir / "alpha", read_specs(run, plan), options)
-        outputs.append(asyncio.run(provider.run(leg_key(plan.paths[0].id, 0), images)))
+        provider = Provider("alpha", plan, run, run, read_specs(run, plan), options)
+        outputs.append(asyncio.run(provider.run(plan.paths[0].leg_key(0), images)))
     on_cuda, on_cpu = outputs
     assert isinstance(on_cuda, np.ndarray)
     assert isinstance(on_cpu, np.ndarray)

@@ -9,7 +9,6 @@ from ray import serve
 from serving import BATCH, FIXED, HOST, LOCAL, Load, Run, handle_of, make_run, make_service, running_serve
 
 from code_ray.data import DataSet
-from code_ray.plan import leg_key
 from code_ray.policy import ORIGINAL
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
@@ -38,7 +37,7 @@ def url(run: Run) -> Iterator[str]:
 def guest_seconds(run: Run) -> float:
     """Seconds an image of the cross path's leg takes on the host, as the host measures it."""
     report: ProviderReport = handle_of("provider-beta").describe.remote().result(timeout_s=30)
-    return report.legs[leg_key(run.id_of("cross"), 1)].seconds
+    return report.legs[run.planned("cross").leg_key(1)].seconds
 
 
 def test_guests_get_kappa_of_the_host_and_no_request_fails(url: str, run: Run, digits: DataSet) -> None:

@@ -136,7 +136,7 @@ def test_an_option_that_makes_no_sense_is_refused_by_name(options: dict[str, obj
 def start(name: str, run_dir: Path) -> Provider:
     """A provider's server in this process, as its replica makes it."""
     run, plan = open_plan(run_dir)
-    return Provider(name, plan, run.stores_dir / name, read_specs(run, plan), FIXED)
+    return Provider(name, plan, run, run, read_specs(run, plan), FIXED)
 
 
 def links_file(run_dir: Path, served_run: Run) -> Path:

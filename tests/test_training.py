@@ -200,7 +200,7 @@ def test_accuracy_is_the_count_of_right_answers(trained: TrainedPath, digits_tra
     logits = logits_by_hand(trained.path, digits_trainer.services, trained.links, digits_trainer.local.preprocess(split.images))
     right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, split.labels, strict=True))
     assert digits_trainer.accuracy(trained.path, trained.links, split) == right / 60
-    assert digits_trainer.predictions(trained.path, trained.links, split).tolist() == [int(row.argmax()) for row in logits]
+    assert digits_trainer.logits(trained.path, trained.links, split).argmax(1).tolist() == [int(row.argmax()) for row in logits]
 
 
 def test_the_accuracy_reported_is_that_on_the_validation_split(trained: TrainedPath, digits_trainer: Trainer) -> None:

@@ -34,7 +34,7 @@ class Desk:
         self.ran: list[tuple[str, list[int]]] = []
         self.is_busy, self.opened = threading.Event(), threading.Event()
         self.legs = {name: self._watched(name, leg) for name, leg in legs.items()}
-        self.legs["gate"] = HostedLeg(self._wait, (), guest=False, position=0, batch_size=1, seconds=0.0)
+        self.legs["gate"] = HostedLeg(self._wait, "", (), guest=False, position=0, batch_size=1, seconds=0.0)
         limits = QueueLimits(max_queue_s, guest_slice_s, guest_wait_s)
         self.worker = LegWorker(self.legs, ComputeBucket(share, burst_s, time.monotonic()), limits, threads=1)
 
@@ -72,7 +72,7 @@ def leg(
     batch_size: int = 8,
     seconds: float = 0.001,
 ) -> HostedLeg:
-    return HostedLeg(call, (), guest, position, batch_size, seconds)
+    return HostedLeg(call, "", (), guest, position, batch_size, seconds)
 
 
 def results(*futures: Future[Any]) -> list[list[float]]:

@@ -1,0 +1,170 @@
+"""What a provider makes ready to run of a plan: legs of its own blocks and of the links that live with it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from code_ray.artifact import RunDirectory
+from code_ray.blocks import ExecutionMode
+from code_ray.path import InferencePath
+from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
+from code_ray.runner import Leg, LegRunner, leg_modules, walk
+from code_ray.service import Preprocessing, Service, ServiceSpec
+from deployments.config import ProviderOptions
+from deployments.routes import hosted_paths
+from deployments.stores import load_stored_service, outline
+from deployments.worker import Array, HostedLeg
+
+BATCH_SIZES = (16, 32, 64, 128)
+MODE_BATCH_SIZE = 32
+REPEATS = 3
+BESIDE_TRAFFIC = 10
+"""Nice value of a thread that makes legs ready while others are served."""
+
+
+class Hosting:
+    """Makes legs of plans for the services that ``plan`` places at provider ``name``, whose blocks it loads once.
+
+    ``specs``: the description of every service of the plan, those of other providers without their weights.
+
+    Raises:
+        ServiceError, IntegrityError: for services that are not those of the plan.
+    """
+
+    def __init__(
+        self, name: str, plan: Plan, store_dir: Path, specs: Mapping[str, ServiceSpec], options: ProviderOptions, device: str
+    ) -> None:
+        self._name = name
+        self._specs = specs
+        self._device = device
+        self._threads = options.threads
+        self._sizes = (options.batch_size,) if options.batch_size else BATCH_SIZES
+        self._own = _load_own_services(name, plan, store_dir)
+        self.mode = options.execution_mode or _fastest_mode(next(iter(self._own.values())), device)
+        self._pack_seconds_per_byte = _measure_packing()
+
+    def make_legs(self, plan: Plan, run: RunDirectory, known: Mapping[str, HostedLeg], beside_traffic: bool) -> dict[str, HostedLeg]:
+        """All legs of ``plan`` that run here, by key, with links from ``run``; those in ``known`` as they are. ``beside_traffic``: in a thread that may be
+        slowed down for good, and is measured by its own time.
+
+        Raises:
+            PlanError, IntegrityError: for links that are missing, of other shapes or other weights than the plan's.
+        """
+        if beside_traffic:
+            torch.set_num_threads(self._threads)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE_TRAFFIC)
+        paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in self._specs.items()})
+        mine = [path for _, path in paths if any(leg.provider == self._name for leg in walk(path, plan.placement))]
+        services = self._own | {service: outline(spec, mine) for service, spec in self._specs.items() if service not in self._own}
+        on_cpu = beside_traffic and self._device == "cpu"
+        clock = time.thread_time if on_cpu else time.perf_counter
+        measured = {(leg.path, leg.position): (leg.seconds, leg.batch_size) for leg in known.values()}
+        legs: dict[str, HostedLeg] = {}
+        for planned, path in paths:
+            legs |= self._make_path(planned, path, plan, run.stores_dir / self._name, services, known, measured, clock)
+        return legs
+
+    def _make_path(
+        self,
+        planned: PlannedPath,
+        path: InferencePath,
+        plan: Plan,
+        store_dir: Path,
+        services: Mapping[str, Service],
+        known: Mapping[str, HostedLeg],
+        measured: Mapping[tuple[str, int], tuple[float, int]],
+        clock: Callable[[], float],
+    ) -> dict[str, HostedLeg]:
+        made = {}
+        before: Leg | None = None
+        legs = walk(path, plan.placement)
+        for index, leg in enumerate(legs):
+            key = planned.leg_key(index)
+            if leg.provider == self._name:
+                links = load_leg_links(leg, path, planned, services, store_dir)
+                if key in known:
+                    made[key] = known[key]
+                else:
+                    runner = LegRunner(leg_modules(leg, services, links), self.mode, self._device)
+                    last = index == len(legs) - 1
+                    if before is None:
+                        call = _from_images(runner, services[path.local].spec.preprocessing, last)
+                        shape = services[path.local].spec.preprocessing.image_shape
+                    else:
+                        call, shape = _from_activations(runner, last), leg_out_shape(before, path, services)
+                    example = self._example(shape, images=before is None)
+                    # The same blocks with other links take as long.
+                    seconds, size = measured.get((planned.path, index)) or fastest_size(
+                        partial(_seconds_an_image, call, example, clock), self._sizes
+                    )
+                    guest = plan.placement[path.local] != self._name
+                    packing = (example[:1].nbytes + call(example[:1]).nbytes) * self._pack_seconds_per_byte
+                    made[key] = HostedLeg(call, planned.path, shape, guest, index, size, seconds, packing)
+            before = leg
+        return made
+
+    def _example(self, shape: tuple[int, ...], images: bool) -> Array:
+        if images:
+            return np.zeros((max(self._sizes), *shape), np.uint8)
+        return to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
+
+
+def _load_own_services(name: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
+    own = {service: content for service, content in plan.services.items() if plan.placement[service] == name}
+    services = {service: load_stored_service(service, store_dir) for service in own}
+    plan.model_copy(update={"services": own}).check_services(services)
+    return services
+
+
+def to_wire(value: torch.Tensor) -> Array:
+    """An activation as numpy carries it between legs: bfloat16, which numpy does not know, as its bits in int16."""
+    value = value.cpu().contiguous()
+    return value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def from_wire(value: Array) -> torch.Tensor:
+    """The tensor that ``to_wire`` was given."""
+    tensor = torch.from_numpy(value)
+    return tensor.view(torch.bfloat16) if value.dtype == np.int16 else tensor
+
+
+def _from_images(runner: LegRunner, preprocessing: Preprocessing, last: bool) -> Callable[[Array], Array]:
+    return lambda images: _output(runner, preprocessing.apply(images), last)
+
+
+def _from_activations(runner: LegRunner, last: bool) -> Callable[[Array], Array]:
+    return lambda value: _output(runner, from_wire(value), last)
+
+
+def _output(runner: LegRunner, value: torch.Tensor, last: bool) -> Array:
+    """Logits as float32; what goes on to another leg as the mode made it: half the bytes where that is bfloat16."""
+    output: Array = runner(value).numpy() if last else to_wire(runner.run(value))
+    return output
+
+
+def _measure_packing(size: int = 8 << 20) -> float:
+    """Seconds a byte for one end of a hop: half of what an array costs into Ray's object store and out again."""
+    value = np.ones(size, np.uint8)
+    return median_seconds(lambda: np.array(ray.get(ray.put(value))), REPEATS) / (2 * size)
+
+
+def _fastest_mode(service: Service, device: str) -> ExecutionMode:
+    value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
+    seconds = {}
+    for mode in candidate_modes(device):
+        seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)
+    return min(seconds, key=lambda mode: seconds[mode])
+
+
+def _seconds_an_image(call: Callable[[Array], Array], example: Array, clock: Callable[[], float], size: int) -> float:
+    return median_seconds(partial(call, example[:size]), REPEATS, clock) / size

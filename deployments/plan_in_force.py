@@ -1,0 +1,100 @@
+"""A plan as a router serves it: its routes, what share each has, what waits to be sent over it, what has drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+
+from code_ray.breaker import Breaker
+from code_ray.plan import Plan
+from code_ray.policy import ORIGINAL, RatePolicy
+from deployments.batching import Batcher
+from deployments.config import RouterOptions
+from deployments.metrics import RouterMetrics
+from deployments.routes import ProviderReport, Refusal, Route, make_routes, solve_rates
+from deployments.shadow import Shadow
+from deployments.worker import Array
+
+UNTIL_MEASURED = 32
+"""Images a batch until servers have said at how many they are fastest."""
+
+Call = Callable[[str, Route, Array], Awaitable[Array | Refusal]]
+"""Service, route, images (n, *image_shape) -> logits (n, classes), as one batch."""
+
+
+class PlanInForce:
+    """Requests under way keep the one that they began with, so that another can take its place at any moment.
+
+    ``call`` sends a batch over a route, ``when_withdrawn`` is told when a path has drifted; ``num_blocks`` by service,
+    ``breakers`` by host's provider.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        num_blocks: Mapping[str, int],
+        options: RouterOptions,
+        breakers: Mapping[str, Breaker],
+        call: Call,
+        metrics: RouterMetrics,
+        when_withdrawn: Callable[[], None],
+    ) -> None:
+        self.plan = plan
+        self.routes = make_routes(plan, num_blocks)
+        self.policies = {service: RatePolicy(dict.fromkeys(routes, 0.0)) for service, routes in self.routes.items()}
+        self.rates: dict[str, float] = {}
+        self._breakers = breakers
+        self._path_deadline_s = options.path_deadline_s
+        # At once: a batch for each leg of a route to work on, and one on the wire.
+        self._batchers = {
+            route: Batcher(partial(call, service, route), UNTIL_MEASURED, len(route.hops) + 1)
+            for service, routes in self.routes.items()
+            for route in routes.values()
+        }
+        self._reports: Mapping[str, ProviderReport] = {}
+        ask_original = partial(self.join, self.routes[plan.local][ORIGINAL])
+        self.shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, metrics, when_withdrawn)
+
+    def breakers_on(self, route: Route) -> list[Breaker]:
+        """Of the hosts that a route borrows from; a host's own service, and the local server, have no other way."""
+        return (
+            []
+            if route.id == ORIGINAL
+            else [self._breakers[name] for name in sorted({hop.provider for hop in route.hops} & set(self._breakers))]
+        )
+
+    def usable(self, service: str) -> list[Route]:
+        """The original, and what may be used and is up; the most accurate first."""
+        routes = [r for r in self.routes[service].values() if r.id == ORIGINAL or (r.id in self.rates and r.is_hosted(self._reports))]
+        return sorted(routes, key=lambda route: -route.accuracy)
+
+    def is_served(self, providers: Collection[str]) -> bool:
+        """Whether all of ``providers`` serve this plan: that means that each has checked its part of it."""
+        return all(name in self._reports and self._reports[name].plan == self.plan.id for name in providers)
+
+    async def join(self, route: Route, images: Array) -> Array | Refusal:
+        """Answer ``images`` in a batch of what goes the same way."""
+        batcher = self._batchers[route]
+        wait = sum(route.work(batcher.waiting_images, self._reports).values())
+        if wait > self._path_deadline_s:
+            return Refusal("too many requests wait for a server", wait - self._path_deadline_s)
+        return await batcher.run(images)
+
+    def hear(self, reports: Mapping[str, ProviderReport]) -> None:
+        """What the providers tell of themselves: the sizes of batches."""
+        self._reports = reports
+        for route, batcher in self._batchers.items():
+            if route.is_hosted(reports):
+                batcher.size = max(reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
+
+    def solve(self, use: Collection[str] | None) -> None:
+        """Solve the programme with the times that were heard, over the paths in ``use`` (None: all) that have not drifted."""
+        local = self.plan.local
+        allowed = [route for route in self.routes[local].values() if route.id not in self.shadow.withdrawn]
+        self.rates = solve_rates(allowed, self.plan, self._reports, use)
+        self.policies[local].set_rates(self.rates)
+
+    def follow(self, other: PlanInForce) -> None:
+        """Take the place of ``other``: a path that has drifted stays withdrawn unless it is another one now."""
+        routes, before = self.routes[self.plan.local], other.routes[other.plan.local]
+        self.shadow.withdrawn |= {name for name in other.shadow.withdrawn if routes.get(name) == before[name]}
