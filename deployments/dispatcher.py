@@ -18,6 +18,7 @@ from code_ray.load import LoadLevel
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, fitting_paths
 from code_ray.wire import InferRequest
+from deployments.canary_watch import CanaryWatch
 from deployments.config import RouterOptions, RouterSettings
 from deployments.known_providers import KnownProviders
 from deployments.metrics import RouterMetrics
@@ -53,6 +54,7 @@ class Dispatcher:
         self._under_way = UnderWay(share)
         self._metrics = RouterMetrics()
         self._now = self._put_in_force(plan)
+        self._canary_watch = CanaryWatch(options.path_deadline_s, self._metrics, self.is_stale.set)
         self._succession = Succession(self._providers, self._local, options.path_deadline_s)
 
     def is_ready(self, service: str) -> bool:
@@ -73,9 +75,9 @@ class Dispatcher:
             if is_local:  # of a host's own service the plan knows neither
                 paths[-1] |= {"accuracy": route.accuracy, "images_per_second": plan.rates.get(route.id, 0.0)}
         breakers = {provider: breaker.state(now) for provider, breaker in self._breakers.items()}
-        withdrawn = sorted(plan.shadow.withdrawn) if is_local else []
+        out = {"withdrawn": sorted(plan.shadow.withdrawn) if is_local else [], "quarantined": plan.quarantined if is_local else {}}
         told = {"plan": plan.plan.id, "plan_refused": self._succession.refused(plan.plan)}
-        return {"paths": paths, "load_level": self.level(service), "breakers": breakers, "withdrawn": withdrawn, **told}
+        return {"paths": paths, "load_level": self.level(service), "breakers": breakers, **out, **told}
 
     async def infer(self, service: str, request: InferRequest) -> tuple[Array, Route]:
         """Logits and the route that made them: the chosen one, or the original where that refuses or fails.
@@ -207,5 +209,7 @@ class Dispatcher:
                 complete = False
         self._now.hear(reports)
         self._now.solve(self.settings.use)
+        if (canaries := self._succession.canaries(self._now.plan)) is not None:
+            self._canary_watch.consider(self._now, canaries, time.monotonic())
         self._metrics.steered(local, self.level(local), self._now.routes[local], self._now.policies[local].shares)
         return complete

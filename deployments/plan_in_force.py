@@ -43,6 +43,8 @@ class PlanInForce:
         self.routes = make_routes(plan, num_blocks)
         self.policies = {service: RatePolicy(dict.fromkeys(routes, 0.0)) for service, routes in self.routes.items()}
         self.rates: dict[str, float] = {}
+        self.quarantined: dict[str, str] = {}
+        """Paths that answer their canaries wrongly, with how."""
         self._breakers = breakers
         self._path_deadline_s = options.path_deadline_s
         # At once: a batch for each leg of a route to work on, and one on the wire.
@@ -63,9 +65,10 @@ class PlanInForce:
             else [self._breakers[name] for name in sorted({hop.provider for hop in route.hops} & set(self._breakers))]
         )
 
-    def usable(self, service: str) -> list[Route]:
-        """The original, and what may be used and is up; the most accurate first."""
-        routes = [r for r in self.routes[service].values() if r.id == ORIGINAL or (r.id in self.rates and r.is_hosted(self._reports))]
+    def usable(self, service: str, quarantined: bool = False) -> list[Route]:
+        """The original, and what may be used and is up, or is ``quarantined``; the most accurate first."""
+        names = {ORIGINAL, *self.rates, *(self.quarantined if quarantined else ())}
+        routes = [r for r in self.routes[service].values() if r.id in names and (r.id == ORIGINAL or r.is_hosted(self._reports))]
         return sorted(routes, key=lambda route: -route.accuracy)
 
     def is_served(self, providers: Collection[str]) -> bool:
@@ -88,9 +91,11 @@ class PlanInForce:
                 batcher.size = max(reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
 
     def solve(self, use: Collection[str] | None) -> None:
-        """Solve the programme with the times that were heard, over the paths in ``use`` (None: all) that have not drifted."""
-        local = self.plan.local
-        allowed = [route for route in self.routes[local].values() if route.id not in self.shadow.withdrawn]
+        """Solve the programme with the times that were heard, over the paths in ``use`` (None: all) that neither have drifted nor answer
+        wrongly.
+        """
+        local, out = self.plan.local, {*self.shadow.withdrawn, *self.quarantined}
+        allowed = [route for route in self.routes[local].values() if route.id not in out]
         self.rates = solve_rates(allowed, self.plan, self._reports, use)
         self.policies[local].set_rates(self.rates)
 

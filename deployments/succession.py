@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
-import numpy as np
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
-from code_ray.canaries import TOLERANCE, Canaries
+from code_ray.canaries import Canaries
 from code_ray.plan import Plan
+from deployments.canary_watch import wrong_answer
 from deployments.known_providers import KnownProviders
 from deployments.plan_in_force import PlanInForce
 from deployments.plan_watch import Offer
-from deployments.routes import Refusal, Route
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,34 +34,31 @@ class Succession:
 
     async def next_after(self, plan: Plan, deadline_s: float) -> Offer | None:
         """The plan that the local service's provider serves, where it is not ``plan`` nor one that was refused."""
+        offer = await self._ask(deadline_s)
+        return None if offer is None or offer.plan.id == plan.id or offer.plan.id in self._refused else offer
+
+    def canaries(self, plan: Plan) -> Canaries | None:
+        """Those of ``plan``, where the local service's provider serves it and it has any."""
+        return self._offer.canaries if self._offer is not None and self._offer.plan.id == plan.id else None
+
+    async def _ask(self, deadline_s: float) -> Offer | None:
         report = self._providers.reports.get(self._local)
-        if report is None or report.plan == plan.id or report.plan in self._refused:
-            return None
-        if self._offer is None or self._offer.plan.id != report.plan:
+        if report is not None and (self._offer is None or self._offer.plan.id != report.plan):
             self._offer = await self._providers.offer_of(self._local, deadline_s)
-        return self._offer
+        return None if report is None else self._offer
 
     async def passes(self, offer: Offer, coming: PlanInForce) -> bool:
         """Whether all providers serve ``coming`` and its paths answer the plan's canaries as they should."""
         if not coming.is_served(self._providers.names):
             return False
-        canaries = offer.canaries or Canaries(np.zeros(0, np.uint8), {})
+        canaries = offer.canaries
         for route in coming.routes[offer.plan.local].values():
-            difference = await self._difference(route, canaries, coming) if route.id in canaries.logits else 0.0
-            if difference is None:
+            reason = await wrong_answer(coming, route, canaries, self._deadline_s) if canaries is not None else ""
+            if reason is None:
                 return False
-            if difference > TOLERANCE:
-                reason = f"path {route.id} answers its canaries wrongly (relative difference {difference:.2g}, at most {TOLERANCE:g})"
+            if reason:
                 logger.error("plan %s is refused, the old one stays: %s", offer.plan.id, reason)
                 self._refused[offer.plan.id] = reason
                 return False
         logger.info("plan %s is in force", offer.plan.id)
         return True
-
-    async def _difference(self, route: Route, canaries: Canaries, coming: PlanInForce) -> float | None:
-        """Between what a route answers and what it should; None where it cannot be asked now."""
-        try:
-            answer = await asyncio.wait_for(coming.join(route, canaries.images), self._deadline_s)
-        except (TimeoutError, RayError, RayServeException):
-            return None
-        return None if isinstance(answer, Refusal) else canaries.difference(route.id, answer)

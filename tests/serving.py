@@ -26,6 +26,7 @@ from trained import train_path
 from benchmarks.serving.processes import process_ids as process_ids
 from benchmarks.serving.processes import replica_ids
 from code_ray.blocks import ExecutionMode
+from code_ray.canaries import Canaries, save_canaries
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
@@ -104,8 +105,21 @@ def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: f
         loss_points=2.3,
         paths=tuple(planned),
     )
-    (root / "plan.json").write_text(plan.model_dump_json(indent=1))
+    write_plan(root, plan)
     return Run(root, plan, services, paths, links)
+
+
+def with_canaries(run: Run, plan: Plan, images: Images, wrong: str | None = None) -> Plan:
+    """``plan`` with canaries beside it; path ``wrong`` should answer something else than it does."""
+    logits = {run.id_of(name): run.logits(name, images) for name in VECTORS if run.id_of(name) in {p.id for p in plan.paths}}
+    if wrong is not None:
+        logits[run.id_of(wrong)] = logits[run.id_of(wrong)][::-1].copy()
+    return plan.model_copy(update={"canaries": save_canaries(Canaries(images, logits), run.root / "canaries.safetensors")})
+
+
+def write_plan(root: Path, plan: Plan) -> None:
+    """Put a plan into a run directory."""
+    (root / "plan.json").write_text(plan.model_dump_json())
 
 
 @contextmanager

@@ -2,20 +2,26 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from test_search import Finished, complaints, evaluations, search, write_config
 from test_search_rungs import RUNGED
 from trained import PATHS, SHORT, TrainedPath, tiny_trainer, train_path
 
-from code_ray.data import DataSet
+from code_ray.blocks import ExecutionMode
+from code_ray.canaries import TOLERANCE, load_canaries
+from code_ray.data import DataSet, load_data
+from code_ray.links import Link
 from code_ray.objective import Known, PlanObjective
 from code_ray.path import InferencePath, original_path, path_from_vector
-from code_ray.plan import read_plan
+from code_ray.plan import load_leg_links, read_plan
 from code_ray.refinement import hoped_accuracy, next_to_refine
+from code_ray.runner import PathRunner, walk
 from code_ray.service import Service
 from code_ray.space import Candidate
 from code_ray.throughput import Limits, PathCost
 from code_ray.training import LinkTraining
+from code_ray.zoo import get_service
 
 ORIGINAL = Candidate(original_path("tiny", 6), PathCost({"a": 1.0}))
 OBJECTIVE = PlanObjective(ORIGINAL, 0.93, Limits({"a": 1.0, "b": 1.0}, 0.5), "a")
@@ -104,3 +110,23 @@ def test_the_plan_has_the_longer_links_and_the_report_their_accuracy(finished: F
     files = list((finished.out / "stores").rglob("*.safetensors"))
     assert len(files) == len({file.name for file in files})
     assert f"{finished.result['refined']} of them longer" in (finished.out / "report.html").read_text()
+
+
+def test_the_canaries_are_what_the_plans_links_answer_and_agreement_is_counted(finished: Finished) -> None:
+    plan = read_plan(finished.out / "plan.json")
+    assert plan.canaries is not None
+    canaries = load_canaries(finished.out / "canaries.safetensors", plan.canaries)
+    services = {name: get_service(name) for name in plan.services}
+    validation = load_data("digits").validation
+    assert np.array_equal(canaries.images, validation.images[:8])
+    found = {}
+    for planned in plan.paths:
+        path, links = plan.inference_path(planned), dict[str, Link]()
+        for leg in walk(path, plan.placement):
+            links |= load_leg_links(leg, path, planned, services, finished.out / "stores" / leg.provider)
+        run = PathRunner(walk(path, plan.placement), services, links, lambda _: ExecutionMode())
+        found[planned.id] = run(services[plan.local].preprocess(validation.images)).numpy()
+        assert canaries.difference(planned.id, found[planned.id][:8]) < TOLERANCE
+    for planned in plan.paths:
+        same = (found[planned.id].argmax(1) == found["original"].argmax(1))[:1000].mean()
+        assert planned.agreement == pytest.approx(same, abs=0.02)

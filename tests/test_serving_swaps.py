@@ -11,9 +11,22 @@ import numpy as np
 import pytest
 from ray import serve
 from safetensors.torch import load_file, save_file
-from serving import BATCH, FIXED, LOCAL, VECTORS, Images, Load, Run, eventually, make_run, relative_difference, running_serve
+from serving import (
+    BATCH,
+    FIXED,
+    LOCAL,
+    VECTORS,
+    Images,
+    Load,
+    Run,
+    eventually,
+    make_run,
+    relative_difference,
+    running_serve,
+    with_canaries,
+    write_plan,
+)
 
-from code_ray.canaries import Canaries, save_canaries
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
@@ -24,18 +37,6 @@ from deployments.config import AppOptions, RouterOptions
 
 SWAPS = 20
 PATIENT = RouterOptions(path_deadline_s=60, request_deadline_s=120, steering="plan", replicas=2)
-
-
-def with_canaries(run: Run, plan: Plan, images: Images, wrong: str | None = None) -> Plan:
-    """``plan`` with canaries beside it; path ``wrong`` should answer something else than it does."""
-    logits = {run.id_of(name): run.logits(name, images) for name in VECTORS if run.id_of(name) in {p.id for p in plan.paths}}
-    if wrong is not None:
-        logits[run.id_of(wrong)] = logits[run.id_of(wrong)][::-1].copy()
-    return plan.model_copy(update={"canaries": save_canaries(Canaries(images, logits), run.root / "canaries.safetensors")})
-
-
-def write_plan(root: Path, plan: Plan) -> None:
-    (root / "plan.json").write_text(plan.model_dump_json())
 
 
 @pytest.fixture(scope="module")
