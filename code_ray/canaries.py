@@ -30,18 +30,18 @@ _IMAGES, _LOGITS = "images", "logits."
 
 @dataclass(frozen=True, eq=False)
 class Canaries:
-    """``images`` uint8 (n, *image_shape), ``logits`` by path id float32 (n, classes)."""
+    """``images`` uint8 (n, *image_shape), ``logits`` float32 (n, classes) by the id of a path's links: what it answers before any gate."""
 
     images: npt.NDArray[np.uint8]
     logits: Mapping[str, npt.NDArray[np.float32]]
 
-    def difference(self, path_id: str, answer: npt.NDArray[Any]) -> float:
-        """How far ``answer`` is from what path ``path_id`` should answer, relative (Frobenius norm); infinite where it is no such answer.
+    def difference(self, links_id: str, answer: npt.NDArray[Any]) -> float:
+        """How far ``answer`` is from what the path with these links should answer, relative (Frobenius norm); infinite where it is no such answer.
 
         Raises:
             KeyError: for a path without an expected answer.
         """
-        expected = self.logits[path_id]
+        expected = self.logits[links_id]
         if answer.shape != expected.shape or not np.isfinite(answer).all():
             return float("inf")
         return float(np.linalg.norm(answer - expected) / max(float(np.linalg.norm(expected)), 1e-9))
@@ -53,7 +53,7 @@ def save_canaries(canaries: Canaries, file: Path) -> str:
     Raises:
         ArtifactError: where it cannot be written.
     """
-    content = save({_IMAGES: canaries.images, **{_LOGITS + path: logits for path, logits in canaries.logits.items()}})
+    content = save({_IMAGES: canaries.images, **{_LOGITS + links: logits for links, logits in canaries.logits.items()}})
     try:
         write_bytes(file, content)
     except OSError as error:

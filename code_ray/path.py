@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -17,6 +17,7 @@ from code_ray.errors import PathError
 
 Kind = Literal["original", "cross", "skip", "exit", "probe"]
 
+_OPTIONS = re.compile(r"( \| rank=(?P<rank>\d+))?( \| rerun=(?P<rerun>0\.\d+))?")
 _SEGMENT = re.compile(r"(?P<service>[^\[\]|>\s]+)\[(?P<start>\d+):(?P<stop>\d+)\]")
 
 
@@ -59,12 +60,14 @@ class InferencePath:
     """A path of the local service ``segments[0].service``, which has ``num_blocks`` blocks.
 
     The first segment is always of the local service (empty if the raw input leaves at once). ``rank`` is that of its
-    reduced links, None for normal ones.
+    reduced links, None for normal ones. ``rerun``: the share of samples that a gated path sends over the original as well,
+    those of whose answers it is least sure (see ``gating``); 0 for a plain path.
     """
 
     num_blocks: int
     segments: tuple[Segment, ...]
     rank: int | None = None
+    rerun: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.segments or self.segments[0].start != 0:
@@ -78,11 +81,18 @@ class InferencePath:
             raise PathError(f"path {self} has a link that skips nothing; leave a gap or join the two segments")
         if self.rank is not None and self.rank < 1:
             raise PathError(f"link rank {self.rank} is not positive; use null for a normal link")
+        if not 0 <= self.rerun < 1 or (self.rerun and self.kind == "original"):
+            raise PathError(f"path {self} cannot rerun a share of {self.rerun:g}; give 0 up to 1, and 0 for the original")
 
     @property
     def local(self) -> str:
         """Name of the local service."""
         return self.segments[0].service
+
+    @property
+    def plain(self) -> InferencePath:
+        """The path without a gate: the same blocks and links."""
+        return replace(self, rerun=0.0)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -137,7 +147,9 @@ class InferencePath:
         text = " > ".join(map(str, self.segments))
         if not self.ends_in_head:
             text += " > logits"
-        return text if self.rank is None else f"{text} | rank={self.rank}"
+        if self.rank is not None:
+            text += f" | rank={self.rank}"
+        return f"{text} | rerun={self.rerun:g}" if self.rerun else text
 
 
 def original_path(local: str, num_blocks: int) -> InferencePath:
@@ -190,15 +202,16 @@ def parse_path(text: str, num_blocks: int) -> InferencePath:
     Raises:
         PathError: where the text is not a path.
     """
-    body, _, suffix = text.partition(" | ")
+    body, bar, rest = text.partition(" | ")
+    options = _OPTIONS.fullmatch(bar + rest)
     parts = body.split(" > ")
     headless = parts[-1] == "logits"
     matches = [_SEGMENT.fullmatch(part) for part in (parts[:-1] if headless else parts)]
-    rank = re.fullmatch(r"rank=(\d+)", suffix)
-    if not matches or any(match is None for match in matches) or (suffix and rank is None):
+    if not matches or options is None or any(match is None for match in matches):
         raise PathError(f"{text!r} is not a path; write it as 'local[0:1] > host[0:5] > local[5:6]'")
     segments = tuple(Segment(m["service"], int(m["start"]), int(m["stop"])) for m in matches if m)
-    path = InferencePath(num_blocks, segments, int(rank[1]) if rank else None)
+    rank, rerun = options["rank"], options["rerun"]
+    path = InferencePath(num_blocks, segments, None if rank is None else int(rank), float(rerun or 0))
     if path.ends_in_head == headless:
         raise PathError(f"{text!r} ends in neither the local head nor 'logits'")
     return path

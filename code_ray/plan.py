@@ -25,6 +25,9 @@ from code_ray.service import Service
 class PlannedPath(BaseModel):
     """One path of a plan: its text form, id, measured accuracy (a fraction), the hash of each link, and the share of validation
     images on which it chooses the class that the original chooses, where that was measured.
+
+    ``links``: the id under which its links are kept, where that is not its own. ``threshold``: answers of less confidence are made
+    again by the original (see ``gating``), None for a plain path.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,11 +37,18 @@ class PlannedPath(BaseModel):
     accuracy: float = Field(ge=0, le=1)
     link_hashes: dict[str, str]
     agreement: float | None = Field(None, ge=0, le=1)
+    links: str | None = None
+    threshold: float | None = Field(None, ge=0, le=1)
+
+    @property
+    def links_id(self) -> str:
+        """The id under which its links are kept."""
+        return self.links or self.id
 
     def leg_key(self, index: int) -> str:
         """Name of leg ``index``, as routers ask providers for it: of the same path with other links it is another one."""
         links = hashlib.sha256("|".join(sorted(self.link_hashes.values())).encode()).hexdigest()[:8]
-        return f"{self.id}-{links}:{index}" if self.link_hashes else f"{self.id}:{index}"
+        return f"{self.links_id}-{links}:{index}" if self.link_hashes else f"{self.links_id}:{index}"
 
 
 class Plan(BaseModel):
@@ -108,7 +118,7 @@ def read_plan(file: Path) -> Plan:
 
 def path_id(path: InferencePath, services: Mapping[str, Service], training: str = "") -> str:
     """Short hash of the content of the services on a path, its segments and its link rank; ``training`` tells apart links of one
-    path that were trained in more than one way, and so their files.
+    path that were trained in more than one way, and so their files. A gated path has the links of the plain one, and an id of its own.
     """
     names = (path.local, *path.hosts)
     text = "|".join([str(path), *(services[name].content_hash for name in names), *filter(None, [training])])
@@ -148,7 +158,7 @@ def load_leg_links(
     keys = _link_keys(leg)
     if not keys:
         return {}
-    file = store_dir / f"{planned.id}-{'-'.join(keys)}.safetensors"
+    file = store_dir / f"{planned.links_id}-{'-'.join(keys)}.safetensors"
     fresh = make_links(path, services)
     links = {key: fresh[key] for key in keys}
     try:
@@ -157,7 +167,9 @@ def load_leg_links(
             prefix = f"{key}."
             link.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise PlanError(f"links of path {planned.id} cannot be loaded from {file} ({error}); copy the provider's store again") from error
+        raise PlanError(
+            f"links of path {planned.links_id} cannot be loaded from {file} ({error}); copy the provider's store again"
+        ) from error
     for key, link in links.items():
         if content_hash(link) != planned.link_hashes.get(key):
             raise IntegrityError(f"{file}: {key} is not the link the plan names; copy the provider's store again, or search again")

@@ -152,6 +152,9 @@ class Profile(BaseModel):
                     seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
             seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
             shape, previous = leg_out_shape(leg, path, services), leg.provider
+        if path.rerun:
+            local = self.placement[path.local]
+            seconds[local] = seconds.get(local, 0.0) + path.rerun * self.original_seconds(path.local)
         return PathCost(seconds, payload)
 
     def _leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:

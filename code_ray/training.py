@@ -154,18 +154,21 @@ class LinkTraining:
         return self.accuracy("validation", self._trainer.recipe.screen_samples)
 
     def accuracy(self, split: Literal["validation", "test"], count: int | None = None) -> float:
-        """What ``Trainer.accuracy`` says of the links as they are, on the first ``count`` images (default: all) of a split;
-        what reaches the last link is run once for all paths that begin alike.
-        """
+        """What ``Trainer.accuracy`` says of the links as they are, on the first ``count`` images (default: all) of a split."""
+        labels = self._trainer.link_inputs.splits[split].head(count or sys.maxsize).labels
+        return float((self.logits(split, count).argmax(1) == labels).mean())
+
+    def logits(self, split: Literal["validation", "test"], count: int | None = None) -> npt.NDArray[np.float32]:
+        """What ``Trainer.logits`` says of them; what reaches the last link is run once for all paths that begin alike."""
         trainer = self._trainer
         inputs, images = trainer.link_inputs, trainer.link_inputs.splits[split].head(count or sys.maxsize)
         if not self.path.link_slots:
-            return trainer.accuracy(self.path, self.links, images)
+            return trainer.logits(self.path, self.links, images)
         inputs.turn_to(self.path, self.links)
         _, legs = walk_apart(self.path, trainer.placement)
         runner = PathRunner(legs, trainer.services, self.links, trainer.modes, trainer.device)
         logits = in_batches(lambda indices: runner(inputs.rows(split, indices)), torch.arange(len(images)))
-        return float((logits.argmax(1).numpy() == images.labels).mean())
+        return np.asarray(logits.numpy())
 
     def _make_stages(self) -> list[_Stage]:
         """Each link with the frozen blocks behind it (none behind a link to the logits)."""

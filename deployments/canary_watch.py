@@ -22,15 +22,15 @@ EVERY_S = 30.0
 
 async def wrong_answer(plan: PlanInForce, route: Route, canaries: Canaries, deadline_s: float) -> str | None:
     """What is wrong with how ``route`` answers its canaries, "" where nothing is; None where nobody can tell now."""
-    if route.id not in canaries.logits:
+    if route.links not in canaries.logits:
         return ""
     try:
-        answer = await asyncio.wait_for(plan.join(route, canaries.images), deadline_s)
+        answer = await asyncio.wait_for(plan.ask(route, canaries.images), deadline_s)
     except (TimeoutError, RayError, RayServeException):
         return None
     if isinstance(answer, Refusal):
         return None
-    difference = canaries.difference(route.id, answer)
+    difference = canaries.difference(route.links, answer)
     if difference <= TOLERANCE:
         return ""
     return f"path {route.id} answers its canaries wrongly (relative difference {difference:.2g}, at most {TOLERANCE:g})"

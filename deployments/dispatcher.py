@@ -74,6 +74,8 @@ class Dispatcher:
             paths.append({"id": route.id, "kind": route.kind, "share": plan.policies[service].shares.get(route.id, 0.0)})
             if is_local:  # of a host's own service the plan knows neither
                 paths[-1] |= {"accuracy": route.accuracy, "images_per_second": plan.rates.get(route.id, 0.0)}
+                if route.threshold is not None:
+                    paths[-1]["rerun"] = plan.reruns[route.id]
         breakers = {provider: breaker.state(now) for provider, breaker in self._breakers.items()}
         out = {"withdrawn": sorted(plan.shadow.withdrawn) if is_local else [], "quarantined": plan.quarantined if is_local else {}}
         told = {"plan": plan.plan.id, "plan_refused": self._succession.refused(plan.plan)}

@@ -71,7 +71,9 @@ class Hosting:
         measured = {(leg.path, leg.position): (leg.seconds, leg.batch_size) for leg in known.values()}
         legs: dict[str, HostedLeg] = {}
         for planned, path in paths:
-            legs |= self._make_path(planned, path, plan, run.stores_dir / self._name, services, known, measured, clock)
+            # Gated forms of a path have the legs of the plain one.
+            made = {**known, **legs}
+            legs |= self._make_path(planned, path.plain, plan, run.stores_dir / self._name, services, made, measured, clock)
         return legs
 
     def _make_path(
@@ -104,12 +106,12 @@ class Hosting:
                         call, shape = _from_activations(runner, last), leg_out_shape(before, path, services)
                     example = self._example(shape, images=before is None)
                     # The same blocks with other links take as long.
-                    seconds, size = measured.get((planned.path, index)) or fastest_size(
+                    seconds, size = measured.get((str(path), index)) or fastest_size(
                         partial(_seconds_an_image, call, example, clock), self._sizes
                     )
                     guest = plan.placement[path.local] != self._name
                     packing = (example[:1].nbytes + call(example[:1]).nbytes) * self._pack_seconds_per_byte
-                    made[key] = HostedLeg(call, planned.path, shape, guest, index, size, seconds, packing)
+                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing)
             before = leg
         return made
 

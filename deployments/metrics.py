@@ -29,6 +29,7 @@ class RouterMetrics:
         self._batch = Histogram("code_ray_batch_images", "Images a batch that a router made of requests", REQUEST_IMAGES, by_path)
         self._compared = Counter("code_ray_shadowed_images", "Images that the original answered as well, to compare", by_path)
         self._disagreed = Counter("code_ray_disagreements", "Of these, images that it gave another class", by_path)
+        self._reruns = Counter("code_ray_reruns", "Images that a gated path was not sure of and the original answered", by_path)
         self._wrong = Gauge("code_ray_wrong_canaries", "1: a path answers its canaries wrongly and is quarantined", by_path)
         self._level = Gauge("code_ray_load_level", "0: all on the original path, 1: the plan's rates", ("service",))
         self._share = Gauge("code_ray_path_share", "Share of the images that the plan's rates give a path", by_path)
@@ -59,6 +60,10 @@ class RouterMetrics:
         self._compared.inc(images, _tags(service, route))
         if disagreed:
             self._disagreed.inc(disagreed, _tags(service, route))
+
+    def reran(self, service: str, route: Route, images: int) -> None:
+        """The original answered images of a gated route that it was not sure of."""
+        self._reruns.inc(images, _tags(service, route))
 
     def checked(self, service: str, route: Route, is_wrong: bool) -> None:
         """A route has answered its canaries."""

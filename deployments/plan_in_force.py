@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from code_ray.breaker import Breaker
+from code_ray.gating import confidence
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, RatePolicy
 from deployments.batching import Batcher
@@ -17,6 +21,9 @@ from deployments.worker import Array
 
 UNTIL_MEASURED = 32
 """Images a batch until servers have said at how many they are fastest."""
+
+REMEMBERED = 2000
+"""Images over which a gated path's share of reruns is averaged: it follows the traffic, and so do the rates."""
 
 Call = Callable[[str, Route, Array], Awaitable[Array | Refusal]]
 """Service, route, images (n, *image_shape) -> logits (n, classes), as one batch."""
@@ -54,7 +61,10 @@ class PlanInForce:
             for route in routes.values()
         }
         self._reports: Mapping[str, ProviderReport] = {}
-        ask_original = partial(self.join, self.routes[plan.local][ORIGINAL])
+        self.reruns = {route.id: route.rerun for route in self.routes[plan.local].values()}
+        """The share of images that goes over the original as well, of gated paths as it was lately."""
+        self._metrics = metrics
+        ask_original = partial(self.ask, self.routes[plan.local][ORIGINAL])
         self.shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, metrics, when_withdrawn)
 
     def breakers_on(self, route: Route) -> list[Breaker]:
@@ -76,7 +86,25 @@ class PlanInForce:
         return all(name in self._reports and self._reports[name].plan == self.plan.id for name in providers)
 
     async def join(self, route: Route, images: Array) -> Array | Refusal:
-        """Answer ``images`` in a batch of what goes the same way."""
+        """Answer ``images`` over a route; behind a gate what it is not sure of is answered by the original, where that takes it."""
+        answer = await self.ask(route, images)
+        if isinstance(answer, Refusal) or route.threshold is None:
+            return answer
+        unsure = confidence(answer) < route.threshold
+        weight = len(images) / (len(images) + REMEMBERED)
+        self.reruns[route.id] += weight * (float(unsure.mean()) - self.reruns[route.id])
+        if not unsure.any():
+            return answer
+        again = await self.ask(self.routes[self.plan.local][ORIGINAL], images[unsure])
+        if isinstance(again, Refusal):
+            return answer
+        self._metrics.reran(self.plan.local, route, len(again))
+        answer = np.array(answer)  # what comes from Ray's object store is read-only
+        answer[unsure] = again
+        return answer
+
+    async def ask(self, route: Route, images: Array) -> Array | Refusal:
+        """Answer ``images`` over the legs of a route, in a batch of what goes the same way."""
         batcher = self._batchers[route]
         wait = sum(route.work(batcher.waiting_images, self._reports).values())
         if wait > self._path_deadline_s:
@@ -95,7 +123,7 @@ class PlanInForce:
         wrongly.
         """
         local, out = self.plan.local, {*self.shadow.withdrawn, *self.quarantined}
-        allowed = [route for route in self.routes[local].values() if route.id not in out]
+        allowed = [replace(route, rerun=self.reruns[route.id]) for route in self.routes[local].values() if route.id not in out]
         self.rates = solve_rates(allowed, self.plan, self._reports, use)
         self.policies[local].set_rates(self.rates)
 

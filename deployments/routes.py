@@ -56,23 +56,30 @@ class Hop:
 
 @dataclass(frozen=True)
 class Route:
-    """A path as a router sees it."""
+    """A path as a router sees it. ``links``: the id of its links, which it may share with others. A gated one sends answers of less
+    confidence than ``threshold``, a share ``rerun`` of them, over ``rerun_hops`` again.
+    """
 
     id: str
     kind: Kind
     accuracy: float
     hops: tuple[Hop, ...]
+    links: str
     agreement: float | None = None
+    threshold: float | None = None
+    rerun: float = 0.0
+    rerun_hops: tuple[Hop, ...] = ()
 
     def is_hosted(self, reports: Mapping[str, ProviderReport]) -> bool:
         """Whether every leg is up."""
-        return all(hop.provider in reports and hop.key in reports[hop.provider].legs for hop in self.hops)
+        return all(hop.provider in reports and hop.key in reports[hop.provider].legs for hop in (*self.hops, *self.rerun_hops))
 
     def cost(self, reports: Mapping[str, ProviderReport]) -> PathCost:
         """Measured seconds per image by provider."""
         seconds: dict[str, float] = {}
-        for hop in self.hops:
-            seconds[hop.provider] = seconds.get(hop.provider, 0.0) + reports[hop.provider].legs[hop.key].seconds
+        for share, hops in ((1.0, self.hops), (self.rerun, self.rerun_hops)):
+            for hop in hops:
+                seconds[hop.provider] = seconds.get(hop.provider, 0.0) + share * reports[hop.provider].legs[hop.key].seconds
         return PathCost(seconds)
 
     def work(self, images: int, reports: Mapping[str, ProviderReport]) -> dict[str, float]:
@@ -123,7 +130,10 @@ def make_routes(plan: Plan, num_blocks: Mapping[str, int]) -> dict[str, dict[str
     for planned, path in hosted_paths(plan, num_blocks):
         identifier = ORIGINAL if path.kind == ORIGINAL else planned.id
         hops = tuple(Hop(leg.provider, planned.leg_key(i)) for i, leg in enumerate(walk(path, plan.placement)))
-        routes.setdefault(path.local, {})[identifier] = Route(identifier, path.kind, planned.accuracy, hops, planned.agreement)
+        again = routes[path.local][ORIGINAL].hops if path.rerun else ()
+        links = ORIGINAL if identifier == ORIGINAL else planned.links_id
+        route = Route(identifier, path.kind, planned.accuracy, hops, links, planned.agreement, planned.threshold, path.rerun, again)
+        routes.setdefault(path.local, {})[identifier] = route
     return routes
 
 

@@ -6,12 +6,13 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from code_ray.errors import ConfigError
+from code_ray.gating import RERUN_SHARES
 from code_ray.path import Kind
 from code_ray.recipe import Recipe
 from code_ray.zoo import ZOO
@@ -76,6 +77,7 @@ class SearchConfig(BaseModel):
     screen: int = Field(24, ge=0)
     max_candidates: int = Field(4000, ge=100)
     rungs: tuple[int, ...] = ()
+    rerun_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = RERUN_SHARES
     reduction: int = Field(2, ge=2)
     stopping: StoppingConfig = StoppingConfig()
     rivals: int = Field(2, ge=0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 
-import pandas as pd
-
 from search.campaign import FINISHED
 from search.findings import Findings, borrowing, coverage, host_counts, left, nothing_pays, objective, plan, two, verdict, work
 from search.markup import Markup, document, element, facts, join, picture, table
@@ -127,20 +125,19 @@ def _facts(findings: Findings) -> Markup:
 
 
 def _plan_table(findings: Findings) -> Markup:
-    trained = pd.DataFrame(findings.rows(*FINISHED), columns=findings.table.columns)
-    # A path's accuracy is the mean over its seeds, of its longest trainings. The original has no row: it is never trained.
-    refined = set(trained.path[trained.fidelity == "refined"])
-    trained = trained[(trained.fidelity == "refined") | ~trained.path.isin(refined)]
-    accuracies = trained.groupby("path").accuracy.mean().to_dict()
-    kinds = dict(zip(trained.path, trained.kind, strict=True))
+    kinds = {row["path"]: row["kind"] for row in findings.rows(*FINISHED)}
+    deployed = findings.result["deployed"]
     rows = []
-    for path, share in sorted(findings.result["deployed"]["paths"].items(), key=lambda item: -item[1]):
-        accuracy = accuracies.get(path, findings.accuracy_original)
+    for path, share in sorted(deployed["paths"].items(), key=lambda item: -item[1]):
+        plain, _, rerun = path.partition(" | rerun=")
+        kind = kinds.get(plain, "original") + (", gated" if rerun else "")
+        accuracy = deployed["accuracies"][path]
         lost = 100 * (findings.accuracy_original - accuracy)
-        rows.append((f"{100 * share:.1f}", kinds.get(path, "original"), _path(path), two(100 * accuracy), two(lost)))
+        rows.append((f"{100 * share:.1f}", kind, _path(path), two(100 * accuracy), two(lost)))
     columns = ("share, %", "kind", "path", "accuracy, %", "loss, points")
     note = (
-        "A path lists the blocks it runs, counted from 0, the last number left out; each > is a link. Accuracies are on validation images."
+        "A path lists the blocks it runs, counted from 0, the last number left out; each > is a link. Of a gated path the original answers the "
+        "share 'rerun' again, where the path is least sure. Accuracies are on validation images."
     )
     return join(table(columns, rows, numbers=("share, %", "accuracy, %", "loss, points")), _note(note))
 
@@ -155,7 +152,9 @@ def _arms_table(findings: Findings) -> Markup:
         )
         for name, arm in {"deployed": findings.result["deployed"], **findings.result["arms"]}.items()
     ]
-    return table(("plan", "times the original", "loss, points", "paths"), rows, numbers=("times the original", "loss, points"))
+    shown = table(("plan", "times the original", "loss, points", "paths"), rows, numbers=("times the original", "loss, points"))
+    plain = {name: two(arm["throughput_ratio"]) for name, arm in findings.result["without_gates"].items()}
+    return join(shown, _note(f"Without gated paths: best plan without a host {plain['host_free']}, best plan of all {plain['mixture']}."))
 
 
 def _controls_table(findings: Findings) -> Markup:

@@ -87,6 +87,7 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
         "profile": campaign.problem.profile.model_dump_json(),
         "stores_dir": str(campaign.problem.run.stores_dir.resolve()),
         "teacher": teacher,
+        "original_classes": campaign.problem.original_classes.tobytes(),
     }
     trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), {"cpu": 1, "gpu": config.gpus_per_trial})
     with tempfile.TemporaryDirectory(prefix="code_ray-tune-") as storage:

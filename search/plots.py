@@ -217,7 +217,7 @@ def draw_paths(shares: Mapping[InferencePath, float], services: Mapping[str, Ser
     for axes, (path, share) in zip(grid[:, 0], shares.items(), strict=True):
         _path_on(axes, path, services, width)
         name = textwrap.fill(str(path), int(9 * width), break_on_hyphens=False)
-        axes.set_title(f"{100 * share:.1f} % of the samples, {path.kind}\n{name}", fontsize=10, loc="left")
+        axes.set_title(f"{100 * share:.1f} % of the samples, {'gated ' if path.rerun else ''}{path.kind}\n{name}", fontsize=10, loc="left")
     return _png(figure)
 
 

@@ -50,7 +50,8 @@ class Inputs:
 @dataclass(frozen=True)
 class Problem:
     """A search, ready to run. ``faster`` paths can serve more than the original alone (P' of Algorithm 1): they are the
-    ``candidates`` where a search can look at all of them closely, else ``wide`` chooses from them as it goes.
+    ``candidates`` where a search can look at all of them closely, else ``wide`` chooses from them as it goes. ``original_classes``:
+    the class that the original chooses for each validation image.
     """
 
     config: SearchConfig
@@ -60,6 +61,7 @@ class Problem:
     space: PathSpace
     profile: Profile
     accuracy_original: float
+    original_classes: npt.NDArray[np.uint16]
     paths_enumerated: int
     faster: int
     candidates: tuple[Candidate, ...]
@@ -124,7 +126,8 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     original = original_path(config.local, services[config.local].num_blocks)
     profile = _profile(config, run, services, inputs.vectors or space.link_paths(), say)
     trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
-    accuracy_original = _original_accuracy(run, trainer, original, config.concurrency)
+    original_classes = _original_classes(run, trainer, original, config.concurrency)
+    accuracy_original = float((original_classes == data.validation.labels).mean())
     say(f"original: {100 * accuracy_original:.2f} % on validation, {1 / profile.original_seconds(config.local):.0f} images a second")
     provider = config.placement[config.local]
     budgets = {config.placement[name]: host.kappa for name, host in config.hosts.items()} | {provider: 1.0}
@@ -155,6 +158,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
         space,
         profile,
         accuracy_original,
+        original_classes,
         enumerated,
         faster,
         candidates,
@@ -225,15 +229,17 @@ def _profile(
     return profile
 
 
-def _original_accuracy(run: RunDirectory, trainer: Trainer, original: InferencePath, threads: int) -> float:
+def _original_classes(run: RunDirectory, trainer: Trainer, original: InferencePath, threads: int) -> npt.NDArray[np.uint16]:
     for record in run.journal.records():
-        if record["role"] == "original":
-            return float(record["accuracy"])
+        if record["role"] == "original" and "classes" in record:
+            return np.asarray(record["classes"], np.uint16)
     # Unlike the times just measured this may use every core.
     torch.set_num_threads(threads)
-    accuracy = trainer.accuracy(original, {}, trainer.data.validation)
-    run.journal.append({"role": "original", "path": str(original), "accuracy": accuracy})
-    return accuracy
+    validation = trainer.data.validation
+    classes = trainer.logits(original, {}, validation).argmax(1)
+    accuracy = float((classes == validation.labels).mean())
+    run.journal.append({"role": "original", "path": str(original), "accuracy": accuracy, "classes": classes.tolist()})
+    return np.asarray(classes, np.uint16)
 
 
 def _objective(config: SearchConfig, original: Candidate, accuracy_original: float, limits: Limits, provider: str) -> Objective:

@@ -12,7 +12,7 @@ import pandas as pd
 from code_ray.artifact import RunDirectory, write_text
 from code_ray.controls import control_paths, with_trained_hosts
 from code_ray.errors import ArtifactError
-from code_ray.objective import PaperObjective
+from code_ray.objective import Known, PaperObjective
 from code_ray.path import InferencePath
 from code_ray.reward import Reward
 from code_ray.space import Candidate
@@ -20,6 +20,7 @@ from code_ray.throughput import cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.findings import Findings
 from search.html import report_page
+from search.plannable import plannable
 from search.plots import draw_forecasts, draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
 from search.results import (
@@ -31,6 +32,7 @@ from search.results import (
     frontiers,
     make_plan,
     measure_test,
+    plain_arms,
     replica_summary,
     test_loss,
     with_answers,
@@ -40,7 +42,7 @@ from search.results import (
 def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     """Choose the plan, measure it once on test data, write everything; returns the content of ``result.json``."""
     problem = campaign.problem
-    run, known = problem.run, campaign.accuracies
+    run, known = problem.run, plannable(campaign)
     for service in problem.services.values():
         service.verify()
     arm = deployed(problem, campaign)
@@ -49,9 +51,10 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     hits = measure_test(problem, plan)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {
-        "best": _best(problem, campaign, arm, hits),
-        "deployed": arm.summary() | _test_summary(arm, hits),
+        "best": _best(problem, known, arm, hits),
+        "deployed": arm.summary() | {"accuracies": _accuracies(problem, arm, known)} | _test_summary(arm, hits),
         "arms": {name: a.summary() for name, a in arms.items()} | {"replica": replica_summary(problem)},
+        "without_gates": {name: a.summary() for name, a in plain_arms(problem, known).items()},
         "controls": _controls(campaign),
         "fixed_speedups": fixed_speedups(problem, known),
         "candidates": problem.faster,
@@ -163,21 +166,22 @@ def _coverage(campaign: Campaign) -> dict[str, float] | None:
     return {"nominal": 0.95, "share_inside": inside / len(forecast), "trainings": len(forecast)}
 
 
-def _best(problem: Problem, campaign: Campaign, arm: Arm, hits: Any) -> dict[str, Any]:
+def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]:
     path = _leading_path(arm)
     original = arm.paths[0]
     objective = problem.objective
-    cost, accuracy = campaign.accuracies.get(path, (objective.original.cost, problem.accuracy_original))
+    cost, accuracy = known.get(path, (objective.original.cost, problem.accuracy_original))
     tau_l, tau_h = cost.at(objective.local_provider), cost.elsewhere(objective.local_provider)
     settings = problem.config.reward
     reward = Reward(problem.accuracy_original - settings.accuracy_min_below_original / 100, settings.steepness, settings.exponent)
     paper = PaperObjective(objective.original, problem.accuracy_original, objective.limits, objective.local_provider, reward)
     f_path = float(paper.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) if path != original else paper.original_value
-    costs = {p: c for p, (c, _) in campaign.accuracies.items()} | {original: objective.original.cost}
+    costs = {p: c for p, (c, _) in known.items()} | {original: objective.original.cost}
     hosts = set(objective.limits.budgets) - {objective.local_provider}
     return {
         "vector": list(path.vector),
         "kind": path.kind,
+        "rerun": path.rerun,
         "host": path.hosts[0] if path.hosts else None,
         "accuracy_validation": accuracy,
         "accuracy_test": float(hits[path].mean()),
@@ -198,6 +202,11 @@ def _cycle_ratio(problem: Problem, path: InferencePath, tau_l: float, tau_h: flo
         return 1.0
     t0, kappa = problem.objective.original_seconds, min(problem.objective.limits.budgets.values())
     return float(t0 * cycle_throughput(t0, np.array([tau_l]), np.array([tau_h]), kappa, own=32, offloaded=32)[0])
+
+
+def _accuracies(problem: Problem, arm: Arm, known: Known) -> dict[str, float]:
+    """Validation accuracy of each path that an arm uses."""
+    return {str(path): known[path][1] if path in known else problem.accuracy_original for path in arm.shares}
 
 
 def _test_summary(arm: Arm, hits: Any) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from code_ray.canaries import COUNT, Canaries, save_canaries
 from code_ray.data import Split
+from code_ray.gating import confidence
 from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
@@ -20,7 +21,8 @@ from code_ray.policy import ORIGINAL
 from code_ray.runner import walk
 from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
-from search.campaign import PLANNED, Campaign, links_id
+from search.campaign import Campaign, links_id
+from search.plannable import plannable, planned_record, threshold_of
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
@@ -70,7 +72,7 @@ def best_arm(problem: Problem, known: Known, loss_points: float | None = None) -
 
 def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
     """The rivals in one space (DESIGN 4): each the best mixture of the original and some kinds of paths."""
-    crosses = {path: entry for path, entry in known.items() if path.kind == "cross"}
+    crosses = {path: entry for path, entry in known.items() if path.kind == "cross" and not path.rerun}
     pairs = [best_arm(problem, {path: entry}) for path, entry in crosses.items()]
     groups = arm_groups(known)
     return {
@@ -78,6 +80,12 @@ def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
         "paper_pair": max(pairs, key=lambda arm: arm.throughput_ratio, default=best_arm(problem, {})),
         **{name: best_arm(problem, group) for name, group in groups.items()},
     }
+
+
+def plain_arms(problem: Problem, known: Known) -> dict[str, Arm]:
+    """The best mixtures without and with hosts of ``known`` paths without gates: what gates are worth."""
+    groups = arm_groups({path: entry for path, entry in known.items() if not path.rerun})
+    return {name: best_arm(problem, groups[name]) for name in ("host_free", "mixture")}
 
 
 def arm_groups(known: Known) -> dict[str, Known]:
@@ -139,10 +147,10 @@ def _host_share(problem: Problem, mixture: Mixture, costs: list[Any]) -> float:
 
 def deployed(problem: Problem, campaign: Campaign) -> Arm:
     """What the search decided to run: the best mixture, or for ``objective: paper`` the pair of largest reward."""
-    known = campaign.accuracies
-    if not isinstance(problem.objective, PaperObjective):
-        return best_arm(problem, known)
     objective = problem.objective
+    if not isinstance(objective, PaperObjective):
+        return best_arm(problem, plannable(campaign))
+    known = campaign.accuracies
     alone = {path: objective.value({path: entry}) for path, entry in known.items()}
     winner = max(alone, key=lambda path: alone[path], default=None)
     if winner is None or alone[winner] <= objective.original_value:
@@ -157,19 +165,26 @@ def deployed(problem: Problem, campaign: Campaign) -> Arm:
 
 def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
     """The plan of the paths that ``arm`` and the best host-free arm use, so that operators can compare them live."""
-    host_free = all_arms(problem, campaign.accuracies)["host_free"]
+    host_free = all_arms(problem, plannable(campaign))["host_free"]
     return plan_of(problem, campaign, [path for used in (arm, host_free) for path in used.shares])
 
 
 def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]) -> Plan:
     """A plan of the original and ``paths`` that were trained."""
-    known, original = campaign.accuracies, problem.plan_objective.original.path
+    known, original = plannable(campaign), problem.plan_objective.original.path
     planned = [PlannedPath(path=str(original), id=ORIGINAL, accuracy=problem.accuracy_original, link_hashes={})]
     for path in dict.fromkeys(path for path in paths if path != original):
-        fidelity = campaign.longest(path)
-        record = next(r for j, r in campaign.records.items() if j.path == path and j.role in PLANNED and j.fidelity == fidelity)
-        identifier = links_id(path, problem.services, fidelity)
-        planned.append(PlannedPath(path=str(path), id=identifier, accuracy=known[path][1], link_hashes=record["link_hashes"]))
+        kept = links_id(path.plain, problem.services, campaign.longest(path.plain))
+        planned.append(
+            PlannedPath(
+                path=str(path),
+                id=f"{kept}-{path.rerun:g}" if path.rerun else kept,
+                accuracy=known[path][1],
+                link_hashes=planned_record(campaign, path)["link_hashes"],
+                links=kept if path.rerun else None,
+                threshold=threshold_of(campaign, path),
+            )
+        )
     config = problem.config
     return Plan(
         local=config.local,
@@ -189,7 +204,8 @@ Hits = Mapping[InferencePath, npt.NDArray[np.bool_]]
 def measure_test(problem: Problem, plan: Plan) -> Hits:
     """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
     test = problem.data.test.head(problem.config.test_samples)
-    return {path: logits.argmax(1) == test.labels for path, logits in _logits(problem, plan, test).items()}
+    answers = _answers(plan, _logits(problem, plan, test))
+    return {plan.inference_path(planned): answers[planned.id].argmax(1) == test.labels for planned in plan.paths}
 
 
 def with_answers(problem: Problem, plan: Plan) -> Plan:
@@ -197,24 +213,37 @@ def with_answers(problem: Problem, plan: Plan) -> Plan:
     beside it.
     """
     split = problem.data.validation.head(AGREEMENT_IMAGES)
-    logits = {planned.id: found for planned, found in zip(plan.paths, _logits(problem, plan, split).values(), strict=True)}
-    original = logits[ORIGINAL].argmax(1)
-    shares = [float((logits[planned.id].argmax(1) == original).mean()) for planned in plan.paths]
+    plain = _logits(problem, plan, split)
+    answers = _answers(plan, plain)
+    original = answers[ORIGINAL].argmax(1)
+    shares = [float((answers[planned.id].argmax(1) == original).mean()) for planned in plan.paths]
     paths = [planned.model_copy(update={"agreement": share}) for planned, share in zip(plan.paths, shares, strict=True)]
-    canaries = Canaries(split.images[:COUNT], {path: found[:COUNT] for path, found in logits.items()})
+    canaries = Canaries(split.images[:COUNT], {links: found[:COUNT] for links, found in plain.items()})
     return plan.model_copy(update={"paths": tuple(paths), "canaries": save_canaries(canaries, problem.run.canaries_file)})
 
 
-def _logits(problem: Problem, plan: Plan, split: Split) -> dict[InferencePath, npt.NDArray[np.float32]]:
-    """What each path of the plan, in order, answers to the images of ``split``."""
+def _logits(problem: Problem, plan: Plan, split: Split) -> dict[str, npt.NDArray[np.float32]]:
+    """What each path of the plan answers to the images of ``split`` before its gate, by the id of its links."""
     trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for planned in plan.paths:
+        if planned.links_id not in found:
+            path = plan.inference_path(planned).plain
+            links: dict[str, Link] = {}
+            for leg in walk(path, plan.placement):
+                links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
+            found[planned.links_id] = trainer.logits(path, links, split)
+    return found
+
+
+def _answers(plan: Plan, plain: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:
+    """What each path answers behind its gate, by id: where it is not sure, what the original does."""
     answers = {}
     for planned in plan.paths:
-        path = plan.inference_path(planned)
-        links: dict[str, Link] = {}
-        for leg in walk(path, plan.placement):
-            links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-        answers[path] = trainer.logits(path, links, split)
+        found = plain[planned.links_id]
+        if planned.threshold is not None:
+            found = np.where((confidence(found) < planned.threshold)[:, None], plain[ORIGINAL], found)
+        answers[planned.id] = found
     return answers
 
 

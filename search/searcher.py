@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 
 from code_ray.errors import ArtifactError, CodeRayError, IntegrityError, ServiceError
 from search.campaign import Campaign, Job
+from search.plannable import plannable
 
 
 class CampaignSearcher(Searcher):
@@ -96,7 +97,7 @@ def _describe(job: Job, outcome: dict[str, Any], campaign: Campaign) -> str:
     change = f"{text} {100 * record['accuracy_fit']:5.2f} -> {100 * record['accuracy']:5.2f} %"
     if "stopped" in outcome:
         return f"{change}, stopped after {record['rungs'][-1]['steps']} steps and {record['seconds']:.0f} s: others add more"
-    value = campaign.problem.plan_objective.value(campaign.accuracies)
+    value = campaign.problem.plan_objective.value(plannable(campaign))
     return f"{change} in {record['seconds']:.0f} s; training {trainings} of at most {limit}, best plan {value:.2f} x"
 
 

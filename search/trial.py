@@ -10,11 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ray import tune
 
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.errors import ArtifactError, CodeRayError, LinkError, ServiceError
+from code_ray.gating import make_gates
 from code_ray.path import InferencePath
 from code_ray.plan import save_links
 from code_ray.profiling import Profile
@@ -43,8 +45,12 @@ class Rung:
 class Worker:
     """What a worker process keeps between trials: services, data, cached activations."""
 
-    def __init__(self, config: SearchConfig, profile: Profile, stores_dir: Path, teacher: bytes | None = None) -> None:
-        """``teacher``: the original's logits on the training images, float32, where the driver has computed them."""
+    def __init__(
+        self, config: SearchConfig, profile: Profile, stores_dir: Path, teacher: bytes | None = None, original_classes: bytes = b""
+    ) -> None:
+        """``teacher``: the original's logits on the training images, float32, where the driver has computed them.
+        ``original_classes``: its classes of the validation images, uint16; without them no path is gated.
+        """
         torch.set_num_threads(1)
         self.config = config
         self.stores_dir = stores_dir
@@ -55,6 +61,7 @@ class Worker:
         logits = None if teacher is None else torch.frombuffer(bytearray(teacher), dtype=torch.float32).view(-1, len(data.labels))
         self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits)
         self.scorer = Scorer(self.trainer)
+        self.original_classes = np.frombuffer(original_classes, np.uint16)
 
     def score(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Score paths together.
@@ -103,12 +110,16 @@ class Worker:
             so_far = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": [*rungs], "seconds": time.monotonic() - begun}
             yield Rung({**so_far, "link_hashes": {}, "started": started, "finished": time.time()})
         training.advance(training.recipe.total_steps)
-        accuracy = training.accuracy("validation")
+        logits = training.logits("validation")
+        labels = self.trainer.data.validation.labels
+        accuracy = float((logits.argmax(1) == labels).mean())
         _verify(services)
         hashes: dict[str, str] = {}
         if job.role in PLANNED:
             hashes = save_links(job.path, links_id(job.path, self.services, job.fidelity), training.links, self.placement, self.stores_dir)
-        whole = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
+        whole: dict[str, Any] = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
+        if job.role in PLANNED and len(self.original_classes):
+            whole["gates"] = [asdict(gate) for gate in make_gates(logits, self.original_classes, labels, self.config.rerun_shares)]
         yield {"record": {**whole, "link_hashes": hashes, "started": started, "finished": time.time()}}
 
     def _verified(self, jobs: Sequence[Job]) -> list[Service]:
@@ -135,8 +146,9 @@ def _verify(services: Sequence[Service]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _worker(config_json: str, profile_json: str, stores_dir: str, teacher: bytes | None) -> Worker:
-    return Worker(SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json), Path(stores_dir), teacher)
+def _worker(config_json: str, profile_json: str, stores_dir: str, teacher: bytes | None, original_classes: bytes) -> Worker:
+    config, profile = SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json)
+    return Worker(config, profile, Path(stores_dir), teacher, original_classes)
 
 
 class PathTrial(tune.Trainable):
@@ -173,7 +185,7 @@ class PathTrial(tune.Trainable):
         return {"accuracy": best, "outcomes": json.dumps(outcomes), "done": True}
 
     def _go_on(self) -> Rung | list[Outcome]:
-        worker = _worker(self._settings["config"], self._settings["profile"], self._settings["stores_dir"], self._settings["teacher"])
+        worker = _worker(*(self._settings[name] for name in ("config", "profile", "stores_dir", "teacher", "original_classes")))
         if self._training is None:
             blocks = worker.services[worker.config.local].num_blocks
             jobs = [Job.from_config(job, blocks) for job in self._config["jobs"]]

@@ -37,9 +37,10 @@ def result() -> dict[str, Any]:
     """A search that found a cross path worth borrowing."""
     best = {"accuracy_original_test": 0.915, "host_share": 0.43, "reward": 0.81, "reward_original": 0.514}
     mixture = arm(1.62, 2.21, cross=0.75, original=0.25)
+    accuracies = {CROSS: 0.89, ORIGINAL: 0.92}
     return {
         "best": best,
-        "deployed": mixture | {"average_accuracy_loss_points_test": 2.34, "half_interval_95_points": 0.45},
+        "deployed": mixture | {"accuracies": accuracies, "average_accuracy_loss_points_test": 2.34, "half_interval_95_points": 0.45},
         "arms": {
             "original": arm(1, 0, original=1),
             "paper_pair": mixture,
@@ -49,6 +50,7 @@ def result() -> dict[str, Any]:
             "probe": arm(1, 0, original=1),
             "replica": {"throughput_ratio": 1.5, "average_accuracy_loss_points": 0.0},
         },
+        "without_gates": {"host_free": arm(1.22, 2.3, exit=0.5, original=0.5), "mixture": arm(1.58, 2.2, cross=1.0)},
         "controls": {
             "random_host": {"accuracy_validation": 0.81, "cross_accuracy_validation": 0.90},
             "links_only": {"accuracy_validation": 0.70, "cross_accuracy_validation": 0.90},

@@ -87,6 +87,15 @@ def test_sections_stand_in_the_order_in_which_an_operator_asks() -> None:
         place = text.index(title, place) + len(title)
 
 
+def test_a_gated_path_is_called_so_and_what_gates_are_worth_is_said() -> None:
+    gated = f"{CROSS} | rerun=0.1"
+    deployed = result()["deployed"] | {"paths": {gated: 1.0}, "accuracies": {gated: 0.911}}
+    text = page_of(deployed=deployed).text
+    assert "cross, gated" in text
+    assert "91.10" in text
+    assert "Without gated paths: best plan without a host 1.22, best plan of all 1.58." in text
+
+
 def test_borrowing_is_set_against_plans_without_a_host_and_a_copy_of_the_model() -> None:
     text = page_of().text
     assert "Borrowing pays: within the loss limit the best plan with hosts serves 1.62 times the original" in text
@@ -178,7 +187,7 @@ def test_whatever_comes_from_outside_is_text() -> None:
     config = CONFIG.model_dump() | {"local": f"/srv/{evil}", "hosts": {evil: {"kappa": 1}}, "providers": {evil: "a", f"/srv/{evil}": "b"}}
     table = FINDINGS.table.assign(path=FINDINGS.table.path.str.replace("lender", "<b>&lt;"))
     findings = replace(FINDINGS, config=SearchConfig.model_validate(config), table=table, run_dir=Path(f"/runs/{evil}"))
-    deployed = result()["deployed"] | {"paths": {f"{evil} > svc[1:6]": 1.0}}
+    deployed = result()["deployed"] | {"paths": {f"{evil} > svc[1:6]": 1.0}, "accuracies": {f"{evil} > svc[1:6]": 0.9}}
     changes = {"failed": {evil: evil}, "stopped_because": evil, "verdict": evil, "deployed": deployed}
     page = page_of(findings, **changes)
     assert page.all("script") == page.all("b") == []
@@ -195,6 +204,7 @@ def test_a_name_that_is_no_unicode_does_not_spoil_the_page() -> None:
 
 def test_where_nothing_pays_the_page_shows_the_original_alone() -> None:
     deployed = arm(1, 0, original=1) | {"average_accuracy_loss_points_test": 0.0, "half_interval_95_points": 0.0}
+    deployed |= {"accuracies": {ORIGINAL: 0.92}}
     arms = {name: {"throughput_ratio": 1.0, "average_accuracy_loss_points": 0.0} for name in result()["arms"]}
     page = page_of(deployed=deployed, arms=arms, verdict="nothing pays: the original alone is deployed")
     assert {"class": "verdict nothing"} in page.all("p")

@@ -82,11 +82,25 @@ def test_every_service_begins_with_its_original_path() -> None:
         "tiny": ["original", "c1", "s1", "r1"],
         "host": ["original"],
     }
-    assert ROUTES["host"]["original"] == Route("original", "original", 1.0, (Hop("away", "original-host:0"),))
+    assert ROUTES["host"]["original"] == Route("original", "original", 1.0, (Hop("away", "original-host:0"),), "original")
 
 
 def test_a_routes_cost_adds_up_its_legs_by_provider() -> None:
     assert ROUTES["tiny"]["c1"].cost(reports(SECONDS)).seconds == pytest.approx({"home": 0.003, "away": 0.005})
+
+
+def test_a_gated_route_costs_its_share_of_the_original_too_and_has_the_legs_of_the_plain_one() -> None:
+    gated = PLAN.paths[1].model_copy(
+        update={"path": f"{PLAN.paths[1].path} | rerun=0.25", "id": "c1-0.25", "links": "c1", "threshold": 0.8}
+    )
+    plan = PLAN.model_copy(update={"paths": (*PLAN.paths, gated)})
+    route, plain = make_routes(plan, BLOCKS)["tiny"]["c1-0.25"], ROUTES["tiny"]["c1"]
+    assert (route.hops, route.links, route.threshold, route.rerun) == (plain.hops, "c1", 0.8, 0.25)
+    again = ROUTES["tiny"]["original"].cost(reports(SECONDS)).seconds["home"]
+    wanted = dict(plain.cost(reports(SECONDS)).seconds)
+    assert route.cost(reports(SECONDS)).seconds == pytest.approx(wanted | {"home": wanted["home"] + 0.25 * again})
+    assert route.is_hosted(reports(SECONDS))
+    assert not route.is_hosted(without("home", "o1:0"))
 
 
 @pytest.mark.parametrize(("provider", "key"), [("home", "c1:0"), ("away", "c1:1"), ("home", "c1:2")])
