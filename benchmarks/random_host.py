@@ -29,11 +29,12 @@ from code_ray.zoo import get_service
 from search.campaign import Campaign
 from search.config import SearchConfig, read_config
 from search.launch import run_search
+from search.plannable import plannable
 from search.problem import load_inputs, prepare
 from search.results import Arm, Hits, arm_at, lost_points, mean_and_half_interval, measure_test, plan_of
 from search.trial import CALIBRATION_IMAGES
 
-SPEEDUPS = (1.2, 1.4, 1.6, 1.8, 2.0)
+SPEEDUPS = (1.4, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 COLUMNS = ["speedup", "trained_loss_points", "trained_borrowed", "random_loss_points", "random_borrowed", "margin_points"]
 COLUMNS += ["half_interval_95_points"]
@@ -74,7 +75,7 @@ def best_arms(config: SearchConfig, out: Path) -> Side:
     """Search; the arm that loses least at each speed-up, None where that is out of reach, and which test images its paths get right."""
     run_search(config, out, _say)
     campaign = Campaign(prepare(config, load_inputs(config), RunDirectory(out), _say), train=False)
-    arms = {speedup: arm_at(campaign.problem, campaign.accuracies, speedup) for speedup in SPEEDUPS}
+    arms = {speedup: arm_at(campaign.problem, plannable(campaign), speedup) for speedup in SPEEDUPS}
     used = [path for arm in arms.values() if arm is not None for path in arm.shares]
     return arms, measure_test(campaign.problem, plan_of(campaign.problem, campaign, used))
 
