@@ -67,7 +67,8 @@ def borrowing(findings: Findings) -> str:
     arms = findings.result["arms"]
     if not findings.config.hosts:
         return "No host is in the space: there was nothing to borrow."
-    mixture, host_free, replica = (arms[name]["throughput_ratio"] for name in ("mixture", "host_free", "replica"))
+    ratios = {name: arm["throughput_ratio"] for name, arm in arms.items()}
+    mixture, host_free, replica, both = (ratios[name] for name in ("mixture", "host_free", "replica", "replica_host_free"))
     if mixture < WORTH * host_free:
         said = f"Borrowing does not pay: the best plan without a host serves as much ({host_free:.2f} times the original)."
     else:
@@ -76,8 +77,11 @@ def borrowing(findings: Findings) -> str:
             f"the best plan without one {host_free:.2f} times."
         )
         said += _rivals_left_out(findings)
-    copied = f" A full copy of the model on each host's share would serve {replica:.2f} times the original"
-    return said + copied + (" at no loss: where copying is allowed, copy." if replica >= mixture else ", fewer samples, but at no loss.")
+    copied = f" A full copy of the model on each host's share would serve {replica:.2f} times the original at no loss"
+    if both > replica:
+        copied += f", and {both:.2f} times it within the limit if it followed the best plan without a host"
+    advice = ": where copying is allowed, copy." if max(replica, both) >= mixture else "; borrowing serves more than either."
+    return said + copied + (advice if both > replica or replica >= mixture else "; borrowing serves more.")
 
 
 def _rivals_left_out(findings: Findings) -> str:

@@ -20,6 +20,7 @@ ARMS = {
     "mixture_lout_1": "best plan that keeps raw inputs at home",
     "mixture": "best plan of all",
     "replica": "a full copy of the model on each host's share, by the throughput model",
+    "replica_host_free": "the best plan without a host, copied to each host's share as well",
 }
 
 CONTROLS = {
@@ -91,7 +92,9 @@ def _picture(findings: Findings, name: str) -> Markup:
     if name not in findings.pictures:
         return Markup()
     arms, paths = findings.result["arms"], findings.result["deployed"]["paths"]
-    at_limit = ", ".join(f"{ARMS[arm]} {arms[arm]['throughput_ratio']:.2f}" for arm in ("host_free", "mixture", "replica"))
+    at_limit = ", ".join(
+        f"{ARMS[arm]} {arms[arm]['throughput_ratio']:.2f}" for arm in ("host_free", "mixture", "replica", "replica_host_free")
+    )
     alt = {
         "winning_plan": "Blocks of each service in a row, those that run in green, links as arrows: "
         + "; ".join(f"{100 * share:.1f} % of the samples take {path}" for path, share in paths.items()),

@@ -33,7 +33,7 @@ from search.results import (
     make_plan,
     measure_test,
     plain_arms,
-    replica_summary,
+    replica_summaries,
     test_loss,
     with_answers,
 )
@@ -53,7 +53,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "best": _best(problem, known, arm, hits),
         "deployed": arm.summary() | {"accuracies": _accuracies(problem, arm, known)} | _test_summary(arm, hits),
-        "arms": {name: a.summary() for name, a in arms.items()} | {"replica": replica_summary(problem)},
+        "arms": {name: a.summary() for name, a in arms.items()} | replica_summaries(problem, arms["host_free"]),
         "without_gates": {name: a.summary() for name, a in plain_arms(problem, known).items()},
         "controls": _controls(campaign),
         "fixed_speedups": fixed_speedups(problem, known),

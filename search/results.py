@@ -108,9 +108,18 @@ def frontiers(problem: Problem, known: Known) -> dict[str, tuple[list[float], li
     return found
 
 
-def replica_summary(problem: Problem) -> dict[str, Any]:
-    """A full copy of the local model on each host's share: ratio 1 + sum of kappa, no loss, all weights revealed."""
-    return {"throughput_ratio": 1 + sum(host.kappa for host in problem.config.hosts.values()), "average_accuracy_loss_points": 0.0}
+def replica_summaries(problem: Problem, host_free: Arm) -> dict[str, dict[str, Any]]:
+    """A full copy of the local model on each host's share, all weights revealed: of the original, ratio 1 + sum of kappa at no loss, and
+    of the best plan without a host, links included.
+    """
+    copies = 1 + sum(host.kappa for host in problem.config.hosts.values())
+    return {
+        "replica": {"throughput_ratio": copies, "average_accuracy_loss_points": 0.0},
+        "replica_host_free": {
+            "throughput_ratio": copies * host_free.throughput_ratio,
+            "average_accuracy_loss_points": host_free.loss_points,
+        },
+    }
 
 
 def arm_at(problem: Problem, known: Known, speedup: float) -> Arm | None:

@@ -49,6 +49,7 @@ def result() -> dict[str, Any]:
             "mixture_lout_1": mixture,
             "probe": arm(1, 0, original=1),
             "replica": {"throughput_ratio": 1.5, "average_accuracy_loss_points": 0.0},
+            "replica_host_free": {"throughput_ratio": 1.58, "average_accuracy_loss_points": 2.3},
         },
         "without_gates": {"host_free": arm(1.22, 2.3, exit=0.5, original=0.5), "mixture": arm(1.58, 2.2, cross=1.0)},
         "controls": {

@@ -100,12 +100,16 @@ def test_borrowing_is_set_against_plans_without_a_host_and_a_copy_of_the_model()
     text = page_of().text
     assert "Borrowing pays: within the loss limit the best plan with hosts serves 1.62 times the original" in text
     assert "the best plan without one 1.31 times." in text
-    assert "would serve 1.50 times the original, fewer samples, but at no loss." in text
+    assert "would serve 1.50 times the original at no loss, and 1.58 times it within the limit if it followed the best plan" in text
+    assert "; borrowing serves more than either." in text
 
 
 def test_where_the_best_plan_without_a_host_serves_as_much_borrowing_does_not_pay() -> None:
     arms = result()["arms"]
     text = page_of(arms=arms | {"host_free": arms["mixture"], "replica": {**arms["replica"], "throughput_ratio": 2.0}}).text
+    copied = arms["replica_host_free"] | {"throughput_ratio": 1.9}
+    assert "1.90 times it within the limit" in page_of(arms=arms | {"replica_host_free": copied}).text
+    assert "where copying is allowed, copy." in page_of(arms=arms | {"replica_host_free": copied}).text
     assert "Borrowing does not pay: the best plan without a host serves as much (1.62 times the original)." in text
     assert "would serve 2.00 times the original at no loss: where copying is allowed, copy." in text
 
