@@ -1,20 +1,31 @@
-"""What operators do beside deploying: python -m deployments keys add|list|remove."""
+"""What operators do beside deploying: python -m deployments keys add|list|remove, python -m deployments doctor."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
+
+import ray
 
 from code_ray.access import KeyFile, read_keys
 from code_ray.artifact import write_text
 from code_ray.errors import CodeRayError, ConfigError
+from deployments.config import DEFAULT_RUN_DIR
+from deployments.doctor import examine
 
 
 def main() -> int:
     """Read the command line and do it; exit status 1 with one line where it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m deployments", description=__doc__)
-    keys = parser.add_subparsers(dest="command", required=True).add_parser("keys", help="API keys; only their hashes are stored")
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", help="what would keep a plan from being served, and how to mend it")
+    doctor.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR, help="the plan (default: the one that ships)")
+    doctor.add_argument("--host", default="127.0.0.1", help="where it will listen")
+    doctor.add_argument("--port", type=int, default=8000)
+    doctor.add_argument("--address", default="auto", help="the Ray cluster (default: the one that runs here, if any)")
+    keys = commands.add_parser("keys", help="API keys; only their hashes are stored")
     verbs = keys.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser("add", help="make a key and print it, once")
     add.add_argument("name")
@@ -26,12 +37,29 @@ def main() -> int:
     for verb in (add, remove, listing):
         verb.add_argument("--file", type=Path, required=True, help="the file that the router's keys_file names")
     options = parser.parse_args()
+    if options.command == "doctor":
+        return _doctor(options)
     try:
         _keys(options)
     except CodeRayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    try:
+        ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        if options.address != "auto":
+            print(f"ConnectionError: no Ray answers at {options.address} ({error}); give --address, or start it", file=sys.stderr)
+            return 1
+    bad = 0
+    for finding in examine(options.run_dir.absolute(), options.host, options.port):
+        print(finding, flush=True)
+        bad += not finding.is_good
+    print("nothing is in the way" if not bad else f"{bad} to mend")
+    return int(bad > 0)
 
 
 def _keys(options: argparse.Namespace) -> None:
