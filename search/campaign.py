@@ -206,7 +206,7 @@ class Campaign:
         crosses = [path for path in known if path.kind == "cross"]
         if not crosses:
             return None
-        rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
+        rates = objective.rates(known)
         return max(crosses, key=lambda path: (rates[path], objective.value({path: known[path]})))
 
     def _hand_out(self, *jobs: Job) -> tuple[Job, ...]:
@@ -264,7 +264,7 @@ class Campaign:
                 if not any(j.path == path and j.fidelity == self.longest(cross) for j in self.records):
                     yield Job(path, self.longest(cross), config.seed, role)  # type: ignore[arg-type]
         objective = self.problem.plan_objective
-        rates = dict(zip(known, objective.mixture(known).rates[1:], strict=True))
+        rates = objective.rates(known)
         ranked = sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
         for path in ranked[: config.confirm]:
             yield Job(path, self.longest(path), config.seed + 1, "confirm")

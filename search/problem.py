@@ -16,6 +16,7 @@ from code_ray.controls import control_paths
 from code_ray.cost_table import cost_table
 from code_ray.data import DataSet, load_data
 from code_ray.errors import ArtifactError, ConfigError, PathError
+from code_ray.gated_objective import GatedPlanObjective
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.path_space import PathSpace
@@ -243,6 +244,8 @@ def _original_classes(run: RunDirectory, trainer: Trainer, original: InferencePa
 
 
 def _objective(config: SearchConfig, original: Candidate, accuracy_original: float, limits: Limits, provider: str) -> Objective:
+    if config.objective == "plan" and config.rerun_shares:
+        return GatedPlanObjective(original, accuracy_original, limits, provider, config.rerun_shares)
     if config.objective == "plan":
         return PlanObjective(original, accuracy_original, limits, provider)
     settings = config.reward
