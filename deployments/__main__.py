@@ -52,7 +52,8 @@ def _doctor(options: argparse.Namespace) -> int:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         if options.address != "auto":
-            print(f"ConnectionError: no Ray answers at {options.address} ({error}); give --address, or start it", file=sys.stderr)
+            causes = "it does not run, or the token here is not the cluster's (copy its auth_token, mode 600, to ~/.ray)"
+            print(f"ConnectionError: no Ray answers at {options.address}: {causes}: {error}", file=sys.stderr)
             return 1
     bad = 0
     for finding in examine(options.run_dir.absolute(), options.host, options.port):

@@ -28,7 +28,8 @@ class ProviderOptions(_Options):
     ``num_gpus`` is set and CUDA is there, else the CPU. ``pinned``: only on a node with the resource ``provider:<name>``.
     ``mode`` and ``batch_size`` are measured where they are not given. Guests may run ahead of kappa by ``burst_s``
     seconds of work; own work is refused where more than ``max_queue_s`` seconds of it wait. While there is own traffic guests run in
-    chunks of ``guest_slice_s``, and those that wait ``guest_wait_s`` behind own work are sent away.
+    chunks of ``guest_slice_s``, at most ``guest_share_of_wait`` of what an own request takes, and those that wait ``guest_wait_s`` behind
+    own work are sent away.
     """
 
     num_cpus: float = Field(1.0, ge=0)
@@ -38,15 +39,16 @@ class ProviderOptions(_Options):
     pinned: bool = False
     mode: ModeName = "auto"
     batch_size: int | None = Field(None, ge=1, le=4096)
-    burst_s: float = Field(2.0, gt=0)
+    burst_s: float = Field(0.5, gt=0)
     max_queue_s: float = Field(10.0, gt=0)
     guest_slice_s: float = Field(0.02, gt=0)
+    guest_share_of_wait: float = Field(0.1, gt=0)
     guest_wait_s: float = Field(0.5, gt=0)
 
     @property
     def limits(self) -> QueueLimits:
         """Of the queue before the server."""
-        return QueueLimits(self.max_queue_s, self.guest_slice_s, self.guest_wait_s)
+        return QueueLimits(self.max_queue_s, self.guest_slice_s, self.guest_share_of_wait, self.guest_wait_s)
 
     @property
     def execution_mode(self) -> ExecutionMode | None:

@@ -39,8 +39,9 @@ SMOOTHING = 0.1
 class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
-    ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean, and ``packing``,
-    seconds to take the input out of a message and put the output into one.
+    ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean,
+    and ``packing``, seconds to take the input out of a message and put the output into one. ``slice_seconds``: of compute in slices, as
+    they were lately (None: there were none), since small batches take longer an image.
     """
 
     call: Callable[[Array], Array]
@@ -51,16 +52,18 @@ class HostedLeg:
     batch_size: int
     seconds: float
     packing: float = 0.0
+    slice_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Seconds: of own work that may wait before more is refused; of a guest chunk while there is own traffic; that a guest waits while
-    own work goes first, before it is sent away.
+    """Seconds: of own work that may wait before more is refused; of a guest chunk while there is own traffic, as such and as a part of
+    what an own request takes from its arrival to its answer; that a guest waits while own work goes first, before it is sent away.
     """
 
     max_queue_s: float
     guest_slice_s: float
+    guest_share_of_wait: float
     guest_wait_s: float
 
 
@@ -86,6 +89,7 @@ class LegWorker:
         self._bucket = bucket
         self._limits = limits
         self._own_arrived = -math.inf
+        self._own_took = math.inf  # from arrival to answer, a running mean
         self._promised = {True: 0.0, False: 0.0}
         self._condition = threading.Condition()
         self._busy_since: float | None = None
@@ -99,8 +103,8 @@ class LegWorker:
         A guest that is sent away later gets its refusal as the result. A probe of the server's health is no own traffic.
         """
         leg = self._legs[key]
-        seconds = leg.seconds * len(value)
         with self._condition:
+            seconds = self._seconds(leg) * len(value)
             if leg.guest:
                 wait = self._bucket.wait_for(self._promised[True], time.monotonic())
                 if wait > 0:
@@ -205,9 +209,17 @@ class LegWorker:
 
     def _chunk_size(self, leg: HostedLeg) -> int:
         """Images of the next chunk of a leg."""
-        if not leg.guest or time.monotonic() - self._own_arrived > OWN_RECENTLY_S:
+        if not self._is_sliced(leg):
             return leg.batch_size
-        return max(1, min(leg.batch_size, int(self._limits.guest_slice_s / max(leg.seconds, 1e-9))))
+        most = min(self._limits.guest_slice_s, self._limits.guest_share_of_wait * self._own_took)
+        return max(1, min(leg.batch_size, int(most / max(self._seconds(leg), 1e-9))))
+
+    def _seconds(self, leg: HostedLeg) -> float:
+        """Of compute an image, in the chunks that would run now."""
+        return leg.slice_seconds if leg.slice_seconds is not None and self._is_sliced(leg) else leg.seconds
+
+    def _is_sliced(self, leg: HostedLeg) -> bool:
+        return leg.guest and time.monotonic() - self._own_arrived <= OWN_RECENTLY_S
 
     def _send_guests_away(self) -> None:
         """Own work is next: guests that have waited too long take another path while they still can."""
@@ -242,14 +254,21 @@ class LegWorker:
                 self._bucket.charge(seconds, time.monotonic())
         weight = SMOOTHING * min(1.0, len(batch) / leg.batch_size)
         leg.seconds += weight * (seconds / len(batch) - leg.seconds)
+        if self._is_sliced(leg):
+            before = leg.seconds if leg.slice_seconds is None else leg.slice_seconds
+            leg.slice_seconds = before + SMOOTHING * (seconds / len(batch) - before)
         position = 0
         for job, piece in pieces:
             job.parts.append(output[position : position + len(piece)])
             position += len(piece)
-            _finish(job)
+            if _finish(job) and not leg.guest:
+                took = time.monotonic() - job.arrived
+                self._own_took = took if math.isinf(self._own_took) else self._own_took + SMOOTHING * (took - self._own_took)
 
 
-def _finish(job: _Job) -> None:
+def _finish(job: _Job) -> bool:
+    """Answer a job whose parts are all there; whether that is so."""
     if sum(map(len, job.parts)) < len(job.value) or not job.future.set_running_or_notify_cancel():
-        return
+        return False
     job.future.set_result(job.parts[0] if len(job.parts) == 1 else np.concatenate(job.parts))
+    return True

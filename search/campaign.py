@@ -21,6 +21,7 @@ from code_ray.refinement import hoped_accuracy, next_to_refine
 from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
 from code_ray.service import Service
+from search.plannable import with_gates
 from search.problem import Problem
 
 Role = Literal["search", "rival", "refine", "random_host", "links_only", "skip", "confirm"]
@@ -166,6 +167,11 @@ class Campaign:
         """The fidelity that counts for ``path``: its longest."""
         return "refined" if any(job.path == path and job.fidelity == "refined" for job in self.records) else "trained"
 
+    def planned_record(self, path: InferencePath) -> dict[str, Any]:
+        """The record of the training whose links a plan takes for ``path``, gated or not."""
+        fidelity = self.longest(path.plain)
+        return next(r for j, r in self.records.items() if j.path == path.plain and j.role in PLANNED and j.fidelity == fidelity)
+
     def _is_told(self, job: Job) -> bool:
         """Whether the sampler is told of a job. It knows a refined path already."""
         told = job.role == "search" or (job.role in PLANNED and job.role != "refine" and self.sampler.takes_all)
@@ -202,12 +208,13 @@ class Campaign:
 
     def leading_cross(self) -> InferencePath | None:
         """The trained cross path that the plan uses most, else the one that would serve best beside the original."""
+        return next((path for path in self._ranked() if path.kind == "cross"), None)
+
+    def _ranked(self) -> list[InferencePath]:
+        """The trained paths, those first that the plan uses most, gated or not, then those that would serve best beside the original."""
         objective, known = self.problem.plan_objective, self._sampled
-        crosses = [path for path in known if path.kind == "cross"]
-        if not crosses:
-            return None
-        rates = objective.rates(known)
-        return max(crosses, key=lambda path: (rates[path], objective.value({path: known[path]})))
+        rates = objective.rates(with_gates(self, known))
+        return sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
 
     def _hand_out(self, *jobs: Job) -> tuple[Job, ...]:
         self._in_flight.update(jobs)
@@ -257,16 +264,12 @@ class Campaign:
         return [job for job in self._closing_jobs() if not any(job in begun for begun in (self.records, self.failures, self._in_flight))]
 
     def _closing_jobs(self) -> Iterator[Job]:
-        config, known = self.problem.config, self._sampled
-        cross = self.leading_cross()
+        config, cross = self.problem.config, self.leading_cross()
         if config.controls and cross is not None:
             for role, path in control_paths(cross).items():
                 if not any(j.path == path and j.fidelity == self.longest(cross) for j in self.records):
                     yield Job(path, self.longest(cross), config.seed, role)  # type: ignore[arg-type]
-        objective = self.problem.plan_objective
-        rates = objective.rates(known)
-        ranked = sorted(known, key=lambda path: (-rates[path], -objective.value({path: known[path]})))
-        for path in ranked[: config.confirm]:
+        for path in self._ranked()[: config.confirm]:
             yield Job(path, self.longest(path), config.seed + 1, "confirm")
 
 

@@ -22,7 +22,7 @@ from code_ray.runner import walk
 from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
-from search.plannable import plannable, planned_record, threshold_of
+from search.plannable import plannable, threshold_of
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
@@ -189,7 +189,7 @@ def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]
                 path=str(path),
                 id=f"{kept}-{path.rerun:g}" if path.rerun else kept,
                 accuracy=known[path][1],
-                link_hashes=planned_record(campaign, path)["link_hashes"],
+                link_hashes=campaign.planned_record(path)["link_hashes"],
                 links=kept if path.rerun else None,
                 threshold=threshold_of(campaign, path),
             )

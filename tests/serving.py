@@ -139,8 +139,9 @@ def running_serve(num_cpus: int = 4, num_gpus: int = 0, host: str = "127.0.0.1")
             port = free_port()
             serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
             yield f"http://127.0.0.1:{port}"
-        finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            # Whatever went wrong, the next test starts a Ray of its own.
             ray.shutdown()
 
 

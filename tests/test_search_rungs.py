@@ -30,6 +30,8 @@ RUNGED: dict[str, Any] = PAIR | {
     "rungs": [4, 9],
     "reduction": 4,
     "refine": {"paths": 1, "times": 2},
+    # Gates would pay here with the least accurate path alone, and no training would fall back.
+    "rerun_shares": [],
     # Nothing but its budget ends this search.
     "stopping": {"max_trainings": 5, "c_stop": 6, "epsilon": 0},
     "test_samples": 100,

@@ -28,6 +28,7 @@ class Desk:
         burst_s: float = 100.0,
         max_queue_s: float = 100.0,
         guest_slice_s: float = 100.0,
+        guest_share_of_wait: float = float("inf"),
         guest_wait_s: float = 100.0,
         **legs: HostedLeg,
     ) -> None:
@@ -35,7 +36,7 @@ class Desk:
         self.is_busy, self.opened = threading.Event(), threading.Event()
         self.legs = {name: self._watched(name, leg) for name, leg in legs.items()}
         self.legs["gate"] = HostedLeg(self._wait, "", (), guest=False, position=0, batch_size=1, seconds=0.0)
-        limits = QueueLimits(max_queue_s, guest_slice_s, guest_wait_s)
+        limits = QueueLimits(max_queue_s, guest_slice_s, guest_share_of_wait, guest_wait_s)
         self.worker = LegWorker(self.legs, ComputeBucket(share, burst_s, time.monotonic()), limits, threads=1)
 
     def keep_busy(self) -> None:

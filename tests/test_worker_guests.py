@@ -6,7 +6,7 @@ import numpy as np
 from test_worker import LONG_S, Desk, leg, results
 
 from deployments.routes import Refusal
-from deployments.worker import OWN_FIRST, OWN_RECENTLY_S
+from deployments.worker import OWN_FIRST, OWN_RECENTLY_S, Array
 
 
 def sizes(desk: Desk, name: str) -> list[int]:
@@ -22,6 +22,20 @@ def test_guests_run_in_slices_of_time_beside_own_traffic_and_own_requests_in_the
     assert sizes(desk, "own") == [8]
     # The running time of the leg is measured, so later slices may hold more; the first one is as promised.
     assert sizes(desk, "guest")[0] == 3
+
+
+def test_a_slice_is_no_more_than_a_part_of_what_an_own_request_takes() -> None:
+    def slow(value: Array) -> Array:
+        time.sleep(0.4)
+        return value
+
+    desk = Desk(own=leg(slow), guest=leg(guest=True, seconds=0.01), guest_share_of_wait=0.1)
+    results(desk.submit("own", np.arange(1)))
+    desk.keep_busy()
+    future = desk.submit("guest", np.arange(8))
+    desk.opened.set()
+    results(future)
+    assert 3 <= sizes(desk, "guest")[0] <= 5
 
 
 def test_a_guest_leg_slower_than_a_slice_runs_image_by_image() -> None:

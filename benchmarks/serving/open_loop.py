@@ -33,12 +33,9 @@ async def send_all(
     requests: Sequence[Images],
     due: Sequence[float],
     deadline_ms: float | None = None,
-    pinned: str | None = None,
 ) -> list[Answered]:
-    """Send a request at each moment of ``due`` (seconds from now), over and over the same ``requests``, uint8 images (n, ...) each;
-    ``pinned``: the path that they ask for.
-    """
-    bodies = [encode_request(images, path=pinned, deadline_ms=deadline_ms) for images in requests]
+    """Send a request at each moment of ``due`` (seconds from now), over and over the same ``requests``, uint8 images (n, ...) each."""
+    bodies = [encode_request(images, deadline_ms=deadline_ms) for images in requests]
     route = f"{url}/v2/models/{service}/infer"
     begin = time.monotonic() + 0.1
     timeout = aiohttp.ClientTimeout(total=60)
