@@ -3,7 +3,7 @@
 python -m benchmarks.serving.pair [--run-dir DIR] [--rounds 5] [--out runs/bench]      writes pair.csv, pair_rounds.csv, pair.png
 
 Arms: the original, the best plan without a host, the pair (this project, through HTTP); one deployment of plain Ray Serve behind
-FastAPI, with and without ``@serve.batch``; a full replica of the model on the second core; bare torch on one core. All of them are up
+FastAPI, with and without ``@serve.batch``; LitServe; a full replica of the model on the second core; bare torch on one core. All of them are up
 all the time, one is loaded. CPU seconds are those of the process alone, per image answered; memory is what it shares with nobody.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import statistics
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +30,10 @@ from matplotlib import pyplot as plt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from benchmarks.serving.lit_serve import Running, lit_serve
 from benchmarks.serving.memory import own_bytes
 from benchmarks.serving.plain_serve import Plain, batched_app, plain_app
-from benchmarks.serving.processes import process_ids, replica_ids
+from benchmarks.serving.processes import family, process_ids, replica_ids
 from code_ray.artifact import RunDirectory
 from code_ray.data import Split, load_data
 from code_ray.plan import Plan, read_plan
@@ -44,6 +46,7 @@ from examples.load import WARM_UP_S, Load
 
 OURS = {"original": "original", "host-free plan": "host_free", "pair": "pair"}
 OTHERS = {"plain Ray Serve": "plain", "Ray Serve + @serve.batch": "batched", "replica on the second core": "replica"}
+LIT = "LitServe"
 REQUEST_IMAGES, IN_FLIGHT, SECONDS = 64, 10, 6.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -62,8 +65,24 @@ class PlainLoad(Load):
             content = await response.read()
             if response.status != 200:
                 return None
-            logits = np.frombuffer(content, np.float32).reshape(-1, len(self.labels))
+            logits = np.frombuffer(self._logits(content), np.float32).reshape(-1, len(self.labels))
             return [self.labels[i] for i in logits.argmax(1)], "plain"
+
+    def _logits(self, content: bytes) -> bytes:
+        return content
+
+
+class LitLoad(PlainLoad):
+    """The same load for ``lit_serve``."""
+
+    def __init__(self, url: str, split: Split, request_images: int, in_flight: int) -> None:
+        super().__init__(url, split, request_images, in_flight)
+        self._route = f"{url}/predict"
+        json = {"Content-Type": "application/json"}
+        self._requests = [(f'{{"images": "{b64encode(body).decode()}"}}'.encode(), json, s) for body, _, s in self._requests]
+
+    def _logits(self, content: bytes) -> bytes:
+        return b64decode(content[len('{"logits":"') : -len('"}')])
 
 
 def main() -> None:
@@ -76,8 +95,8 @@ def main() -> None:
     plan = read_plan(RunDirectory.open(options.run_dir).plan_file)
     best = best_execution(get_service(plan.local))
     say(f"{plan.local}: {1e3 * best.seconds:.2f} ms an image in {best.mode}, batches of {best.batch_size}")
-    with everything(options.run_dir, plan, best) as url:
-        rows = asyncio.run(_measure(url, plan, best, options.rounds))
+    with everything(options.run_dir, plan, best) as url, lit_serve(plan.local, best) as lit:
+        rows = asyncio.run(_measure(url, lit, plan, best, options.rounds))
     options.out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(options.out / "pair_rounds.csv", index=False, float_format="%.5g")
@@ -100,11 +119,11 @@ def everything(run_dir: Path, plan: Plan, best: Execution) -> Iterator[str]:
         yield url
 
 
-async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[dict[str, Any]]:
+async def _measure(url: str, lit: Running, plan: Plan, best: Execution, rounds: int) -> list[dict[str, Any]]:
     data = load_data("fashion-mnist")
     bare = bare_torch(plan.local, best, data.test.images)
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
-    arms, rows = (*OURS, *OTHERS), list[dict[str, Any]]()
+    arms, rows = (*OURS, *OTHERS, LIT), list[dict[str, Any]]()
     ours = Load(url, plan.local, data.test, REQUEST_IMAGES, IN_FLIGHT)
     for number in range(rounds):
         rows.append({"round": number, "arm": "bare torch", "images_per_second": await asyncio.to_thread(bare)})
@@ -114,18 +133,25 @@ async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[d
             if arm in OURS:
                 await router.reconfigure.remote(RouterSettings(use=allowed_paths(plan, OURS[arm]), steering="plan").model_dump(mode="json"))
                 load: Load = ours
+            elif arm == LIT:
+                load = LitLoad(lit.url, data.test, REQUEST_IMAGES, IN_FLIGHT)
+                load.labels = data.labels
             else:
                 # Serve's own batching takes single images; a request of many is a batch already.
                 size = 1 if OTHERS[arm] == "batched" else REQUEST_IMAGES
                 load = PlainLoad(f"{url}/{OTHERS[arm]}", data.test, size, IN_FLIGHT * REQUEST_IMAGES // size if size > 1 else 128)
                 load.labels = data.labels
-            before = cpu_seconds(arm, plan)
+            before = cpu_seconds(arm, plan, lit)
             measured = await load.run(SECONDS, data.labels, number / rounds)
-            spent = cpu_seconds(arm, plan)
+            spent = cpu_seconds(arm, plan, lit)
             # The load's own warm-up is in these seconds, so they are shared out over all that was answered in them.
             images = measured.images * (SECONDS + WARM_UP_S) / SECONDS
             row |= {f"{name}_cpu_ms": 1e3 * (spent[name] - before[name]) / max(images, 1) for name in spent}
-            row |= {"images_per_second": measured.images_per_second, "failed": measured.failed, "MiB": memory(arm, plan) / 2**20}
+            row |= {
+                "images_per_second": measured.images_per_second,
+                "failed": measured.failed,
+                "MiB": sum(map(own_bytes, servers(arm, plan, lit))) / 2**20,
+            }
             if arm in OURS:
                 row["bound"] = await asyncio.to_thread(planned_rate, url, plan.local)
             rows.append(row)
@@ -136,17 +162,19 @@ async def _measure(url: str, plan: Plan, best: Execution, rounds: int) -> list[d
     return rows
 
 
-def servers(arm: str, plan: Plan) -> set[int]:
-    """The processes that hold models of an arm."""
+def servers(arm: str, plan: Plan, lit: Running) -> set[int]:
+    """The processes that hold models of an arm; of LitServe, those of its HTTP as well."""
+    if arm == LIT:
+        return family(lit.process)
     if arm in OURS:
         providers = set(plan.placement.values()) if arm == "pair" else {plan.placement[plan.local]}
         return {process for provider in providers for process in replica_ids(f"provider-{provider}")}
     return process_ids(f"ray::ServeReplica:{OTHERS[arm]}:")
 
 
-def cpu_seconds(arm: str, plan: Plan) -> dict[str, float]:
+def cpu_seconds(arm: str, plan: Plan, lit: Running) -> dict[str, float]:
     """CPU seconds so far of client, proxy, router and servers."""
-    groups = {"client": {os.getpid()}, "proxy": process_ids("ray::ProxyActor"), "servers": servers(arm, plan)}
+    groups = {"client": {os.getpid()}, "proxy": process_ids("ray::ProxyActor"), "servers": servers(arm, plan, lit)}
     groups["router"] = replica_ids("router") if arm in OURS else set()
     return {name: sum(map(_cpu, processes)) for name, processes in groups.items()}
 
@@ -154,11 +182,6 @@ def cpu_seconds(arm: str, plan: Plan) -> dict[str, float]:
 def _cpu(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def memory(arm: str, plan: Plan) -> int:
-    """Bytes that the servers of an arm have alone."""
-    return sum(map(own_bytes, servers(arm, plan)))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

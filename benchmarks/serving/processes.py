@@ -12,7 +12,7 @@ def process_ids(title: str) -> set[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_ours(int(folder.name)):
+                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_of(int(folder.name), os.getpid()):
                     found.add(int(folder.name))
             except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 continue
@@ -24,9 +24,21 @@ def replica_ids(deployment: str, application: str = "default") -> set[int]:
     return process_ids(f"ray::ServeReplica:{application}:{deployment}")
 
 
-def _is_ours(process: int) -> bool:
+def family(parent: int) -> set[int]:
+    """A process and all that it and its children have started."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and _is_of(int(folder.name), parent):
+                found.add(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return found
+
+
+def _is_of(process: int, parent: int) -> bool:
     while process > 1:
-        if process == os.getpid():
+        if process == parent:
             return True
         process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     return False
