@@ -133,9 +133,10 @@ class Dispatcher:
             result = await asyncio.wait_for(plan.join(route, images), budget_s)
         except TimeoutError:
             failure = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
+            cause = f"no answer within {budget_s:.1f} s"
         except (RayError, RayServeException) as error:
             failure = RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
-            logger.warning("path %s of %s failed: %s", route.id, service, type(error).__name__)
+            cause = type(error).__name__
         else:
             for breaker in breakers:
                 breaker.succeed()
@@ -151,6 +152,8 @@ class Dispatcher:
             self._end(service, work)
             for breaker in breakers:
                 breaker.give_up()
+        # Serve writes the request's id, X-Request-ID where the client gave one, into the line.
+        logger.warning("path %s of %s failed: %s", route.id, service, cause)
         now = time.monotonic()
         for breaker in breakers:
             breaker.fail(now)

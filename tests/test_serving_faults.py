@@ -4,7 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 import ray
 from ray import serve
@@ -14,10 +16,12 @@ from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import ConfigError
 from code_ray.policy import ORIGINAL
+from code_ray.wire import decode_response, encode_request
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions, RouterSettings
 
 PATH_DEADLINE_S = 2.0
+MARKED = {"X-Request-ID": "one-that-hangs"}
 LIMITS = RouterOptions(path_deadline_s=PATH_DEADLINE_S, request_deadline_s=60, steering="plan")
 # A load must not run into the bucket of borrowed seconds: what is shown here is something else.
 HOST_OPTIONS = FIXED.model_copy(update={"burst_s": 1000.0})
@@ -39,6 +43,12 @@ def only_the_cross_path(url: str, served_run: Run) -> None:
 
 def use_only(*paths: str) -> None:
     handle_of("router").reconfigure.remote(RouterSettings(use=paths, steering="plan").model_dump(mode="json")).result(timeout_s=60)
+
+
+def router_log() -> list[str]:
+    """What the router's replicas have written."""
+    folder = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs", "serve")
+    return [line for file in folder.glob("replica_default_router_*.log") for line in file.read_text().splitlines()]
 
 
 def share(url: str, path: str) -> float:
@@ -73,12 +83,16 @@ def test_a_path_that_hangs_is_answered_by_the_original_within_the_same_request(u
         os.kill(host, signal.SIGSTOP)
         try:
             begin = time.monotonic()
-            answer = client.predict(LOCAL, images, path=cross)
+            body, headers = encode_request(images, path=cross)
+            answer = httpx.post(f"{url}/v2/models/{LOCAL}/infer", content=body, headers=headers | MARKED, timeout=60, trust_env=False)
             seconds = time.monotonic() - begin
         finally:
             os.kill(host, signal.SIGCONT)
-        assert answer.path == ORIGINAL
+        assert decode_response(answer.content, dict(answer.headers))[2] == ORIGINAL
         assert seconds >= PATH_DEADLINE_S
+        assert answer.headers["X-Request-ID"] == MARKED["X-Request-ID"]
+        said = [line for line in router_log() if MARKED["X-Request-ID"] in line]
+        assert any(f"path {cross} of {LOCAL} failed: no answer within {PATH_DEADLINE_S:.1f} s" in line for line in said), said
         assert client.metadata(LOCAL)["parameters"]["breakers"] == {"beta": "open"}
         eventually(lambda: client.predict(LOCAL, images, path=cross).path == cross, "the cross path did not come back")
         assert client.metadata(LOCAL)["parameters"]["breakers"] == {"beta": "closed"}
