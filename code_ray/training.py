@@ -226,7 +226,7 @@ class _Descent:
         for stage in self._stages:
             value = stage(value)
         teacher = self._trainer.teacher(batch)
-        loss = _loss(value, teacher.to(value.device), self._labels[batch].to(value.device), recipe)
+        loss = distillation_loss(value, teacher.to(value.device), self._labels[batch].to(value.device), recipe)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._optimiser.step()
@@ -265,7 +265,7 @@ def _training_mode(blocks: list[nn.Module], served: ExecutionMode) -> ExecutionM
     return ExecutionMode("float32", served.channels_last) if depthwise else served
 
 
-def _loss(logits: Tensor, teacher: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """Cross-entropy mixed with distillation; both averaged over the batch."""
     t = recipe.temperature
     distilled = functional.kl_div(

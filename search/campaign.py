@@ -21,6 +21,7 @@ from code_ray.refinement import hoped_accuracy, next_to_refine
 from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
 from code_ray.service import Service
+from search.distilled import ROLE as DISTILLED
 from search.plannable import with_gates
 from search.problem import Problem
 
@@ -238,7 +239,7 @@ class Campaign:
 
     def _replay(self) -> None:
         for record in self.problem.run.journal.records():
-            if record["role"] == "original":
+            if record["role"] in ("original", DISTILLED):
                 continue
             job = Job.from_config(record, self.problem.services[self.problem.config.local].num_blocks)
             if not self._is_timed(job.path):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from code_ray.distillation import EPOCHS
 from code_ray.errors import ConfigError
 from code_ray.gating import RERUN_SHARES
 from code_ray.path import Kind
@@ -83,6 +84,7 @@ class SearchConfig(BaseModel):
     rivals: int = Field(2, ge=0)
     refine: RefineConfig = RefineConfig()
     confirm: int = Field(3, ge=0)
+    distilled_epochs: int = Field(EPOCHS, ge=0)
     validation_samples: int = Field(sys.maxsize, ge=2)
     test_samples: int = Field(sys.maxsize, ge=1)
     controls: bool = True

@@ -68,20 +68,28 @@ def borrowing(findings: Findings) -> str:
     if not findings.config.hosts:
         return "No host is in the space: there was nothing to borrow."
     ratios = {name: arm["throughput_ratio"] for name, arm in arms.items()}
-    mixture, host_free, replica, both = (ratios[name] for name in ("mixture", "host_free", "replica", "replica_host_free"))
+    mixture, host_free, replica, copied = (ratios[name] for name in ("mixture", "host_free", "replica", "replica_host_free"))
+    small = ratios.get("distilled", 0.0)
     if mixture < WORTH * host_free:
         said = f"Borrowing does not pay: the best plan without a host serves as much ({host_free:.2f} times the original)."
+    elif mixture < WORTH * small:
+        said = (
+            f"Borrowing does not pay: a small network distilled from the original, gated, serves as much ({small:.2f} times the original)."
+        )
     else:
         said = (
             f"Borrowing pays: within the loss limit the best plan with hosts serves {mixture:.2f} times the original, "
-            f"the best plan without one {host_free:.2f} times."
+            f"the best plan without one {host_free:.2f} times"
         )
+        said += f", with a small network distilled from the original {small:.2f} times." if small > host_free else "."
         said += _rivals_left_out(findings)
-    copied = f" A full copy of the model on each host's share would serve {replica:.2f} times the original at no loss"
-    if both > replica:
-        copied += f", and {both:.2f} times it within the limit if it followed the best plan without a host"
-    advice = ": where copying is allowed, copy." if max(replica, both) >= mixture else "; borrowing serves more than either."
-    return said + copied + (advice if both > replica or replica >= mixture else "; borrowing serves more.")
+    best_copied = max(copied, ratios.get("replica_distilled", 0.0))
+    full = f" A full copy of the model on each host's share would serve {replica:.2f} times the original at no loss"
+    if best_copied > replica:
+        full += f", and {best_copied:.2f} times it within the limit if it followed the best plan without a host"
+        full += " and the small network" if best_copied > copied else ""
+    advice = ": where copying is allowed, copy." if max(replica, best_copied) >= mixture else "; borrowing serves more than either."
+    return said + full + (advice if best_copied > replica or replica >= mixture else "; borrowing serves more.")
 
 
 def _rivals_left_out(findings: Findings) -> str:

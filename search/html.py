@@ -19,8 +19,11 @@ ARMS = {
     "paper_pair": "the original and one cross path",
     "mixture_lout_1": "best plan that keeps raw inputs at home",
     "mixture": "best plan of all",
+    "distilled": "the same with small distilled networks, no host",
+    "mixture_distilled": "the same with small distilled networks, and hosts",
     "replica": "a full copy of the model on each host's share, by the throughput model",
     "replica_host_free": "the best plan without a host, copied to each host's share as well",
+    "replica_distilled": "small distilled networks with all else but hosts, copied likewise",
 }
 
 CONTROLS = {
@@ -93,7 +96,9 @@ def _picture(findings: Findings, name: str) -> Markup:
         return Markup()
     arms, paths = findings.result["arms"], findings.result["deployed"]["paths"]
     at_limit = ", ".join(
-        f"{ARMS[arm]} {arms[arm]['throughput_ratio']:.2f}" for arm in ("host_free", "mixture", "replica", "replica_host_free")
+        f"{ARMS[arm]} {arms[arm]['throughput_ratio']:.2f}"
+        for arm in ("host_free", "distilled", "mixture", "replica", "replica_host_free")
+        if arm in arms
     )
     alt = {
         "winning_plan": "Blocks of each service in a row, those that run in green, links as arrows: "

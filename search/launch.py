@@ -19,6 +19,7 @@ from code_ray.errors import ArtifactError, CodeRayError, ConfigError
 from search.campaign import Campaign
 from search.carry_over import carry_over, check_source
 from search.config import SearchConfig
+from search.distilled import train_distilled
 from search.problem import load_inputs, prepare, teacher_logits
 from search.report import read_result, write_report
 from search.searcher import CampaignSearcher, RungScheduler
@@ -60,6 +61,8 @@ def run_search(
     with _writing(out):
         # No trial runs any more.
         torch.set_num_threads(config.concurrency)
+        if train:
+            train_distilled(campaign.problem)
         return write_report(campaign, time.monotonic() - started)
 
 

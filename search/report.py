@@ -28,6 +28,7 @@ from search.results import (
     all_arms,
     best_arm,
     deployed,
+    distilled_arms,
     fixed_speedups,
     frontiers,
     make_plan,
@@ -46,14 +47,14 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     for service in problem.services.values():
         service.verify()
     arm = deployed(problem, campaign)
-    arms = all_arms(problem, known)
+    arms = all_arms(problem, known) | distilled_arms(problem, known)
     plan = with_answers(problem, make_plan(problem, campaign, arm))
     hits = measure_test(problem, plan)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {
         "best": _best(problem, known, arm, hits),
         "deployed": arm.summary() | {"accuracies": _accuracies(problem, arm, known)} | _test_summary(arm, hits),
-        "arms": {name: a.summary() for name, a in arms.items()} | replica_summaries(problem, arms["host_free"]),
+        "arms": {name: a.summary() for name, a in arms.items()} | replica_summaries(problem, arms),
         "without_gates": {name: a.summary() for name, a in plain_arms(problem, known).items()},
         "controls": _controls(campaign),
         "fixed_speedups": fixed_speedups(problem, known),

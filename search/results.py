@@ -22,6 +22,7 @@ from code_ray.runner import walk
 from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
 from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
+from search.distilled import distilled_paths
 from search.plannable import plannable, threshold_of
 from search.problem import Problem
 
@@ -82,6 +83,15 @@ def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
     }
 
 
+def distilled_arms(problem: Problem, known: Known) -> dict[str, Arm]:
+    """The best mixtures without and with hosts where small distilled networks may take part; nothing where none was trained."""
+    networks = distilled_paths(problem)
+    if not networks:
+        return {}
+    host_free = arm_groups(known)["host_free"]
+    return {"distilled": best_arm(problem, {**host_free, **networks}), "mixture_distilled": best_arm(problem, {**known, **networks})}
+
+
 def plain_arms(problem: Problem, known: Known) -> dict[str, Arm]:
     """The best mixtures without and with hosts of ``known`` paths without gates: what gates are worth."""
     groups = arm_groups({path: entry for path, entry in known.items() if not path.rerun})
@@ -108,17 +118,18 @@ def frontiers(problem: Problem, known: Known) -> dict[str, tuple[list[float], li
     return found
 
 
-def replica_summaries(problem: Problem, host_free: Arm) -> dict[str, dict[str, Any]]:
-    """A full copy of the local model on each host's share, all weights revealed: of the original, ratio 1 + sum of kappa at no loss, and
-    of the best plan without a host, links included.
+def replica_summaries(problem: Problem, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    """A full copy of the local model on each host's share, all weights revealed: ratio 1 + sum of kappa at no loss; and of the arms
+    without a host, links or small network included.
     """
     copies = 1 + sum(host.kappa for host in problem.config.hosts.values())
     return {
-        "replica": {"throughput_ratio": copies, "average_accuracy_loss_points": 0.0},
-        "replica_host_free": {
-            "throughput_ratio": copies * host_free.throughput_ratio,
-            "average_accuracy_loss_points": host_free.loss_points,
-        },
+        ("replica" if name == "original" else f"replica_{name}"): {
+            "throughput_ratio": copies * arms[name].throughput_ratio,
+            "average_accuracy_loss_points": arms[name].loss_points,
+        }
+        for name in ("original", "host_free", "distilled")
+        if name in arms
     }
 
 

@@ -48,8 +48,11 @@ def result() -> dict[str, Any]:
             "mixture": mixture,
             "mixture_lout_1": mixture,
             "probe": arm(1, 0, original=1),
+            "distilled": arm(1.4, 2.3, exit=0.8, original=0.2),
+            "mixture_distilled": mixture,
             "replica": {"throughput_ratio": 1.5, "average_accuracy_loss_points": 0.0},
             "replica_host_free": {"throughput_ratio": 1.58, "average_accuracy_loss_points": 2.3},
+            "replica_distilled": {"throughput_ratio": 1.6, "average_accuracy_loss_points": 2.3},
         },
         "without_gates": {"host_free": arm(1.22, 2.3, exit=0.5, original=0.5), "mixture": arm(1.58, 2.2, cross=1.0)},
         "controls": {

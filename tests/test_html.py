@@ -99,14 +99,19 @@ def test_a_gated_path_is_called_so_and_what_gates_are_worth_is_said() -> None:
 def test_borrowing_is_set_against_plans_without_a_host_and_a_copy_of_the_model() -> None:
     text = page_of().text
     assert "Borrowing pays: within the loss limit the best plan with hosts serves 1.62 times the original" in text
-    assert "the best plan without one 1.31 times." in text
-    assert "would serve 1.50 times the original at no loss, and 1.58 times it within the limit if it followed the best plan" in text
+    assert "the best plan without one 1.31 times, with a small network distilled from the original 1.40 times." in text
+    assert "would serve 1.50 times the original at no loss, and 1.60 times it within the limit if it followed the best plan" in text
+    assert "without a host and the small network; borrowing serves more than either." in text
     assert "; borrowing serves more than either." in text
 
 
 def test_where_the_best_plan_without_a_host_serves_as_much_borrowing_does_not_pay() -> None:
     arms = result()["arms"]
     text = page_of(arms=arms | {"host_free": arms["mixture"], "replica": {**arms["replica"], "throughput_ratio": 2.0}}).text
+    small = page_of(arms=arms | {"distilled": arms["mixture"]}).text
+    assert "Borrowing does not pay: a small network distilled from the original, gated, serves as much (1.62 times" in small
+    alone = {name: entry for name, entry in arms.items() if "distilled" not in name}
+    assert "small network" not in page_of(arms=alone).text
     copied = arms["replica_host_free"] | {"throughput_ratio": 1.9}
     assert "1.90 times it within the limit" in page_of(arms=arms | {"replica_host_free": copied}).text
     assert "where copying is allowed, copy." in page_of(arms=arms | {"replica_host_free": copied}).text

@@ -14,6 +14,7 @@ from code_ray.blocks import ExecutionMode
 from code_ray.canaries import TOLERANCE, load_canaries
 from code_ray.controls import RANDOM_SUFFIX
 from code_ray.data import DataSet, load_data
+from code_ray.distillation import CHANNELS
 from code_ray.gating import confidence
 from code_ray.links import Link
 from code_ray.objective import Known, PlanObjective
@@ -129,6 +130,18 @@ def test_the_plan_has_the_longer_links_and_the_report_their_accuracy(finished: F
     files = list((finished.out / "stores").rglob("*.safetensors"))
     assert len(files) == len({file.name for file in files})
     assert f"{finished.result['refined']} of them longer" in (finished.out / "report.html").read_text()
+
+
+def test_small_networks_were_distilled_once_and_gated_and_no_plan_holds_one(finished: Finished) -> None:
+    records = [record for record in RunDirectory(finished.out).journal.records() if record["role"] == "distilled"]
+    assert [record["channels"] for record in records] == list(CHANNELS)
+    for record in records:
+        assert 0.5 < record["accuracy"] <= 1
+        # With more answers of the original among them they are more accurate, up to chance.
+        assert record["gates"][-1]["accuracy"] >= record["accuracy"]
+        assert 0 < record["seconds_an_image"] < 1
+    assert {"distilled", "mixture_distilled", "replica_distilled"} <= set(finished.result["arms"])
+    assert "distilled" not in (finished.out / "plan.json").read_text()
 
 
 def test_the_canaries_are_what_the_plans_links_answer_and_agreement_is_counted(finished: Finished) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,13 +73,16 @@ class Running:
 def lit_serve(service: str, best: Execution) -> Iterator[Running]:
     """A server of it on a port of this machine."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving.lit_serve", service, str(best.mode), str(port)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving.lit_serve", service, str(best.mode), str(port)], start_new_session=True
+    )
     try:
         running = Running(f"http://127.0.0.1:{port}", process.pid)
         _wait(f"{running.url}/health")
         yield running
     finally:
-        process.terminate()
+        # Its workers outlive their parent.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
