@@ -1,5 +1,4 @@
-"""The whole course of a search as ask / tell: sampled trainings, then rivals, longer trainings of what plans are made of, controls,
-and confirmation on fresh seeds.
+"""The whole course of a search as ask / tell: sampled trainings, rivals, longer trainings, controls, confirmation on fresh seeds.
 
 Knows no Tune. A resumed search replays its journal into a new campaign and goes on.
 """
@@ -76,6 +75,7 @@ class Campaign:
         self._rest: list[Job] | None = None
         self._rivals_done = self._refined = False  # an earlier session has done with rivals, and with longer trainings
         self._kept: tuple[Job, ...] = ()
+        self._waits = False  # nothing to hand out until something is told
         self._expected: dict[Job, tuple[float, float] | None] = {}
         self._replay()
         if not train:
@@ -88,14 +88,18 @@ class Campaign:
 
     def nothing_to_do(self) -> bool:
         """Whether the journal holds all there is to measure; what is found on the way is what ``ask`` hands out next."""
-        self._kept = self._kept or self.ask()
+        self._kept = self._kept or self._next()
         return not self._kept and self.finished
 
     def ask(self) -> tuple[Job, ...]:
         """The next jobs, to be done together; empty where something in flight must come back first, or nothing is left."""
-        if self._kept:
-            kept, self._kept = self._kept, ()
-            return kept
+        if self._waits:
+            return ()
+        jobs, self._kept = self._kept or self._next(), ()
+        self._waits = not jobs  # Tune asks many times a second
+        return jobs
+
+    def _next(self) -> tuple[Job, ...]:
         if self.sampler.stopped_because is None:
             proposals = self.sampler.ask()
             if proposals:
@@ -136,6 +140,7 @@ class Campaign:
 
     def keep_training(self, job: Job, rung: Mapping[str, float]) -> bool:
         """Whether a training that has come to a rung (its steps, their share of all, the loss there) goes on."""
+        self._waits = False
         return self.sampler.keep_training(job.path, int(rung["steps"]), rung["share"], rung["loss_points"])
 
     def tell_stopped(self, job: Job, record: dict[str, Any]) -> None:
@@ -151,6 +156,7 @@ class Campaign:
     def fail(self, job: Job, reason: str) -> None:
         """Note that a job could not be done; the search goes on without it."""
         self._in_flight.discard(job)
+        self._waits = False
         self.failures[job] = reason
         if self._is_told(job):
             self.sampler.drop(Proposal(job.path, job.fidelity))
@@ -226,6 +232,7 @@ class Campaign:
 
     def _take(self, job: Job, record: dict[str, Any]) -> None:
         self._in_flight.discard(job)
+        self._waits = False
         self.records[job] = record
         if not self._is_told(job):
             return
