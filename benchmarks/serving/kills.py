@@ -39,6 +39,8 @@ from examples.load import Images
 
 CLIENTS, REQUEST_IMAGES = 8, 32
 RECOVERY_S = 60.0
+OUTAGE_S = 10.0
+"""Load goes on for so long after a kill: routers know of it after seconds, and until then the plan looks whole."""
 
 
 @dataclass
@@ -50,11 +52,13 @@ class Answers:
 
 
 class Nodes:
-    """A head, and a node with the resource that pins the host's provider, which can be lost and come back."""
+    """A head that is the local provider's node, and one of the host's, which can be lost and come back."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, local: str, host: str) -> None:
         self._resources = {f"provider:{host}": 1.0}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        # Both are pinned: the local provider could take the only CPU of the host's node.
+        head = {"num_cpus": 2, "include_dashboard": False, "resources": {f"provider:{local}": 1.0}}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._node = self._cluster.add_node(num_cpus=1, resources=self._resources)
         self.address: str = self._cluster.address
 
@@ -77,7 +81,7 @@ def main() -> int:
     options = parser.parse_args()
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
     (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
-    with deployed_on_nodes(host) as (url, nodes):
+    with deployed_on_nodes(plan.placement[plan.local], host) as (url, nodes):
         victims: dict[str, Callable[[], None]] = {
             "host": lambda: _kill(f"provider-{host}"),
             "local": lambda: _kill(f"provider-{plan.placement[plan.local]}"),
@@ -97,18 +101,18 @@ def main() -> int:
 
 
 @contextmanager
-def deployed_on_nodes(host: str) -> Iterator[tuple[str, Nodes]]:
+def deployed_on_nodes(local: str, host: str) -> Iterator[tuple[str, Nodes]]:
     """The shipped plan over two nodes; yields its URL and the nodes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    nodes = Nodes(host)
+    nodes = Nodes(local, host)
     ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         router = RouterOptions(replicas=2, path_deadline_s=3, steering="plan")
-        options = AppOptions(providers={host: ProviderOptions(pinned=True)}, router=router)
+        options = AppOptions(providers=dict.fromkeys((local, host), ProviderOptions(pinned=True)), router=router)
         serve.run(build_app(options), route_prefix="/")
         yield f"http://127.0.0.1:{port}", nodes
     finally:
@@ -130,7 +134,7 @@ def _round(url: str, service: str, victim: str, kill: Callable[[], None], number
         _until(lambda: len(answers.times) > 3 * CLIENTS, "nothing is answered")
         moment = time.monotonic()
         kill()
-        time.sleep(2.0)
+        time.sleep(OUTAGE_S)
         with Client(url) as client:
             _until(lambda: _is_whole(client, service), "the plan is not whole again")
         recovered = time.monotonic() - moment
@@ -139,7 +143,7 @@ def _round(url: str, service: str, victim: str, kill: Callable[[], None], number
         load.join()
     row = {"victim": victim, "kill": number, "answers": len(answers.times), "failed": len(answers.failures)}
     row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "recovered_s": recovered}
-    say(f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}")
+    say(f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}, {recovered:.0f} s")
     return row
 
 

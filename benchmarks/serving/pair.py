@@ -47,7 +47,7 @@ from examples.load import WARM_UP_S, Load
 OURS = {"original": "original", "host-free plan": "host_free", "pair": "pair"}
 OTHERS = {"plain Ray Serve": "plain", "Ray Serve + @serve.batch": "batched", "replica on the second core": "replica"}
 LIT = "LitServe"
-REQUEST_IMAGES, IN_FLIGHT, SECONDS = 64, 10, 6.0
+REQUEST_IMAGES, IN_FLIGHT, SECONDS = 64, 10, 12.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
