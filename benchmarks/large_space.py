@@ -17,6 +17,8 @@ import torch
 from code_ray.acquisition import NODES, expected_improvement
 from code_ray.cost_table import CostTable, HostCosts
 from code_ray.forecast import from_z, to_z
+from code_ray.gated_objective import GatedPlanObjective
+from code_ray.gating import RERUN_SHARES
 from code_ray.objective import PlanObjective
 from code_ray.path import InferencePath, original_path
 from code_ray.path_space import KINDS, LIN, LOUT, PathSpace, class_columns
@@ -39,7 +41,7 @@ def main() -> None:
     costs = synthetic_costs(rng, list(hosts))
     t0 = float(costs.blocks[-1])
     original = Candidate(original_path("local", BLOCKS), PathCost({"local": t0}))
-    objective = PlanObjective(original, 0.9, Limits({"local": 1.0, **dict.fromkeys(hosts, 1.0)}, 1.0), "local")
+    objective = GatedPlanObjective(original, 0.9, Limits({"local": 1.0, **dict.fromkeys(hosts, 1.0)}, 1.0), "local", RERUN_SHARES)
     sample = np.concatenate([chunk[:: max(1, len(chunk) // 40)] for chunk in space.chunks()])
     sample = sample[rng.choice(len(sample), max(SCORED, KNOWN), replace=False)]
     # Skipping costs accuracy, whatever stands in.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from code_ray.objective import Known, PlanObjective, UpperBound
+from code_ray.objective import Known, PlanObjective, UpperBound, fullest
 from code_ray.path import InferencePath
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Limits, PathCost
@@ -64,15 +64,24 @@ class GatedPlanObjective(PlanObjective):
         return found
 
     def upper_bound(self, known: Known) -> UpperBound:
-        plain = self._plain.upper_bound(self.efficient(self.forms(known)))
+        dual = self._plain.dual(self.efficient(self.forms(known)))
         local = list(self.limits.budgets).index(self.local_provider)
+        others = [i for i in range(len(dual.budgets)) if i != local]
 
         def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-            found = plain(seconds, accuracies)
-            for rerun in self.reruns:
-                gated = seconds.copy()
-                gated[:, local] += rerun * self.original_seconds
-                found = np.maximum(found, plain(gated, self._accuracy(accuracies, rerun)))
+            shares, lost = seconds / self.original_seconds, self.loss_points(accuracies)
+            left, elsewhere = 1 - shares @ dual.prices[:-1], fullest(shares[:, others], dual.budgets[others])
+            here = shares[:, local]
+
+            def gated(rerun: float, lost: FloatArray) -> FloatArray:
+                # Of a path's shares its gate changes that of the local server alone.
+                full = np.minimum(elsewhere, fullest((here + rerun)[:, None], dual.budgets[[local]]))
+                return dual.bound(left - rerun * dual.prices[local], full, lost - self.limits.loss_points)
+
+            found = gated(0.0, lost)
+            # Where nothing is lost a gate gains nothing.
+            for rerun in self.reruns if bool((lost > 0).any()) else ():
+                found = np.maximum(found, gated(rerun, loss_behind(lost, rerun)))
             return found
 
         return bound

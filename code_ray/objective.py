@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -73,6 +74,35 @@ class Objective(ABC):
         return [(provider, seconds) for provider, seconds in candidate.cost.seconds.items() if provider != self.local_provider]
 
 
+@dataclass(frozen=True)
+class Dual:
+    """The programme's value ``now``, its prices (servers, then the loss row), the most that others can make up for, the budgets."""
+
+    now: float
+    prices: FloatArray
+    slack: float
+    budgets: FloatArray
+
+    def bound(self, left: FloatArray, full: FloatArray, over: FloatArray) -> FloatArray:
+        """What the value cannot exceed with one more column: (n,) of what is ``left`` of its worth at the servers' prices, of the rate
+        at which a server is ``full``, of its loss ``over`` the limit in points.
+
+        By duality a column gains at most what it is worth at these prices, times the rate at which a server is full, or the others can
+        no longer make up for what it loses.
+        """
+        worth = left - self.prices[-1] * over
+        rate = np.minimum(full, np.where(over > 0, self.slack / np.maximum(over, 1e-12), np.inf))
+        return np.asarray(self.now + np.maximum(worth, 0.0) * rate)
+
+
+def fullest(shares: FloatArray, budgets: FloatArray) -> FloatArray:
+    """The rate (n,) at which the first server is full, of shares (n, servers) at a rate of 1."""
+    with np.errstate(divide="ignore"):
+        # Column by column: along rows this short numpy is slow.
+        rates = (budget / share for budget, share in zip(budgets, shares.T, strict=True))
+        return reduce(np.minimum, rates, np.full(len(shares), np.inf))
+
+
 class PlanObjective(Objective):
     """Throughput of the best mixture over Th_0, under the loss limit."""
 
@@ -113,25 +143,22 @@ class PlanObjective(Objective):
         return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
 
     def upper_bound(self, known: Known) -> UpperBound:
+        dual = self.dual(known)
+
+        def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+            shares, over = seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points
+            return dual.bound(1 - shares @ dual.prices[:-1], fullest(shares, dual.budgets), over)
+
+        return bound
+
+    def dual(self, known: Known) -> Dual:
+        """What the best plan of ``known`` says of one more column."""
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
         columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
         budgets = np.array([*self.limits.budgets.values()])
         bounds = np.append(budgets, 0.0)
-        prices, slack = dual_prices(columns, bounds), most_slack(columns, bounds)
-        now = float(prices @ bounds)
-
-        def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-            shares, over = seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points
-            # By duality a column gains at most what it is worth at these prices, times the rate at which a server is full, or
-            # the others can no longer make up for what it loses.
-            worth = 1 - shares @ prices[:-1] - prices[-1] * over
-            with np.errstate(divide="ignore"):
-                # Column by column: along rows this short numpy is slow.
-                full = reduce(np.minimum, (budget / share for budget, share in zip(budgets, shares.T, strict=True)))
-            rate = np.minimum(full, np.where(over > 0, slack / np.maximum(over, 1e-12), np.inf))
-            return np.asarray(now + np.maximum(worth, 0.0) * rate)
-
-        return bound
+        prices = dual_prices(columns, bounds)
+        return Dual(float(prices @ bounds), prices, most_slack(columns, bounds), budgets)
 
     def _seconds(self, costs: Sequence[PathCost]) -> FloatArray:
         """Shares of each provider's server, (n, providers), at a rate of Th_0."""
