@@ -20,10 +20,11 @@ ROLE = "distilled"
 
 
 def train_distilled(problem: Problem) -> None:
-    """Train and measure those networks that the journal does not know."""
+    """Train and measure those networks that the journal does not know. Where the service takes no maps there are none."""
     config, journal = problem.config, problem.run.journal
     done = {record["channels"] for record in journal.records() if record["role"] == ROLE}
-    if not config.distilled_epochs or done >= set(CHANNELS):
+    takes_maps = len(problem.services[config.local].boundaries[0].shape) == 3
+    if not takes_maps or not config.distilled_epochs or done >= set(CHANNELS):
         return
     teacher = torch.from_numpy(teacher_logits(problem))
     trainer = Trainer(
