@@ -38,6 +38,7 @@ CONFIG = SearchConfig.model_validate(
         "sampler": "random",
         "stopping": {"max_trainings": 16, "c_stop": 99, "epsilon": 0.0},
         "confirm": 0,
+        "distilled_epochs": 0,
         "controls": False,
         "test_samples": 100,
         "recipe": {"samples": 1600, "steps": 100},

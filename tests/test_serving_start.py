@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from pydantic import ValidationError
 from serving import FIXED, HOST, LOCAL, Run, make_service, tree_hash
 
@@ -19,6 +20,13 @@ from deployments.provider import Provider
 from deployments.stores import open_plan
 
 Damage = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
+    """A provider in this process measures Ray's object store, which starts a Ray that later modules would meet."""
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture
