@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from code_ray.acquisition import NODES, expected_improvement
 from code_ray.cost_table import CostTable, HostCosts
@@ -35,6 +36,7 @@ SIZE = 2_000
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
+    threadpool_limits(limits=1, user_api="blas")
     rng = np.random.default_rng(0)
     hosts = {f"host{i}": BLOCKS for i in range(HOSTS)}
     space = PathSpace("local", BLOCKS, hosts, KINDS)

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from threadpoolctl import threadpool_limits
 
 from code_ray.artifact import RunDirectory
 from code_ray.errors import ArtifactError, CodeRayError, ConfigError
@@ -40,6 +41,8 @@ def run_search(
     """
     started = time.monotonic()
     torch.set_num_threads(1)
+    # Two threads make the predictor no faster, and take a core from the trainings.
+    threadpool_limits(limits=1, user_api="blas")
     inputs = load_inputs(config)
     if known is not None:
         check_source(RunDirectory(known), config, inputs.services)
