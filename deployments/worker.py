@@ -40,8 +40,8 @@ class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
     ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean,
-    and ``packing``, seconds to take the input out of a message and put the output into one. ``slice_seconds`` and ``slice_size``: of
-    compute in slices, and images of one, as they were lately (None: there were none), since small batches take longer an image.
+    and ``packing``, seconds to take the input out of a message and put the output into one. ``slice_seconds``: of compute in slices, as
+    they were lately (None: there were none), since small batches take longer an image.
     """
 
     call: Callable[[Array], Array]
@@ -53,7 +53,6 @@ class HostedLeg:
     seconds: float
     packing: float = 0.0
     slice_seconds: float | None = None
-    slice_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -212,11 +211,8 @@ class LegWorker:
         """Images of the next chunk of a leg."""
         if not self._is_sliced(leg):
             return leg.batch_size
-        size = leg.slice_size or int(self._longest_slice() / max(leg.seconds, 1e-9))
-        return max(1, min(leg.batch_size, size))
-
-    def _longest_slice(self) -> float:
-        return min(self._limits.guest_slice_s, self._limits.guest_share_of_wait * self._own_took)
+        most = min(self._limits.guest_slice_s, self._limits.guest_share_of_wait * self._own_took)
+        return max(1, min(leg.batch_size, int(most / max(self._seconds(leg), 1e-9))))
 
     def _seconds(self, leg: HostedLeg) -> float:
         """Of compute an image, in the chunks that would run now."""
@@ -259,7 +255,8 @@ class LegWorker:
         weight = SMOOTHING * min(1.0, len(batch) / leg.batch_size)
         leg.seconds += weight * (seconds / len(batch) - leg.seconds)
         if self._is_sliced(leg):
-            self._learn_slice(leg, len(batch), seconds)
+            before = leg.seconds if leg.slice_seconds is None else leg.slice_seconds
+            leg.slice_seconds = before + SMOOTHING * (seconds / len(batch) - before)
         position = 0
         for job, piece in pieces:
             job.parts.append(output[position : position + len(piece)])
@@ -267,16 +264,6 @@ class LegWorker:
             if _finish(job) and not leg.guest:
                 took = time.monotonic() - job.arrived
                 self._own_took = took if math.isinf(self._own_took) else self._own_took + SMOOTHING * (took - self._own_took)
-
-    def _learn_slice(self, leg: HostedLeg, images: int, seconds: float) -> None:
-        """One image more while slices are short enough; what time has passed an image says little of other sizes."""
-        before = leg.seconds if leg.slice_seconds is None else leg.slice_seconds
-        leg.slice_seconds = before + SMOOTHING * (seconds / images - before)
-        longest = self._longest_slice()
-        if seconds > longest:
-            leg.slice_size = max(1, int(images * longest / seconds))
-        elif images >= (leg.slice_size or images):
-            leg.slice_size = images + 1
 
 
 def _finish(job: _Job) -> bool:

@@ -38,22 +38,6 @@ def test_a_slice_is_no_more_than_a_part_of_what_an_own_request_takes() -> None:
     assert 3 <= sizes(desk, "guest")[0] <= 5
 
 
-def test_slices_grow_while_they_are_short_enough_and_shrink_at_once() -> None:
-    """What one image takes says little of a few: most of it may be the same for all."""
-    costs = iter([0.001] * 8 + [0.3] + [0.001] * 50)
-
-    def mostly_fixed(value: Array) -> Array:
-        time.sleep(next(costs))
-        return value
-
-    desk = Desk(own=leg(), guest=leg(mostly_fixed, guest=True, seconds=0.05), guest_slice_s=0.06)
-    desk.keep_busy()
-    own, guest = desk.submit("own", np.arange(1)), desk.submit("guest", np.arange(60))
-    desk.opened.set()
-    results(own, guest)
-    assert sizes(desk, "guest")[:11] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 1, 2]
-
-
 def test_a_guest_leg_slower_than_a_slice_runs_image_by_image() -> None:
     desk = Desk(own=leg(), guest=leg(lambda value: value, guest=True, seconds=5.0), guest_slice_s=0.02)
     desk.keep_busy()
