@@ -85,7 +85,6 @@ def distil(trainer: Trainer, channels: int, seed: int, epochs: int = EPOCHS) -> 
 
 def _answers(runner: LegRunner, service: Service, split: Split) -> npt.NDArray[np.float32]:
     def answer(indices: Tensor) -> Tensor:
-        return runner(service.preprocess(split.images[indices.numpy()])).float()
+        return runner(service.preprocess(split.images[indices.numpy()]))
 
-    with torch.inference_mode():
-        return np.asarray(in_batches(answer, torch.arange(len(split))).numpy())
+    return np.asarray(in_batches(answer, torch.arange(len(split))).numpy())

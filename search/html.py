@@ -19,11 +19,11 @@ ARMS = {
     "paper_pair": "the original and one cross path",
     "mixture_lout_1": "best plan that keeps raw inputs at home",
     "mixture": "best plan of all",
-    "distilled": "the same with small distilled networks, no host",
-    "mixture_distilled": "the same with small distilled networks, and hosts",
+    "distilled": "best plan without a host, small distilled networks beside its paths",
+    "mixture_distilled": "best plan of all, small distilled networks beside its paths",
     "replica": "a full copy of the model on each host's share, by the throughput model",
     "replica_host_free": "the best plan without a host, copied to each host's share as well",
-    "replica_distilled": "small distilled networks with all else but hosts, copied likewise",
+    "replica_distilled": "the plan without a host and its small networks, copied likewise",
 }
 
 CONTROLS = {

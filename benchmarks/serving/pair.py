@@ -3,8 +3,8 @@
 python -m benchmarks.serving.pair [--run-dir DIR] [--rounds 5] [--out runs/bench]      writes pair.csv, pair_rounds.csv, pair.png
 
 Arms: the original, the best plan without a host, the pair (this project, through HTTP); one deployment of plain Ray Serve behind
-FastAPI, with and without ``@serve.batch``; LitServe; a full replica of the model on the second core; bare torch on one core. All of them are up
-all the time, one is loaded. CPU seconds are those of the process alone, per image answered; memory is what it shares with nobody.
+FastAPI, with and without ``@serve.batch``; LitServe; a full replica of the model on the second core; bare torch on one core. All of
+them are up all the time, one is loaded. CPU seconds are those of the process alone, per image answered; memory is what it shares with nobody.
 """
 
 from __future__ import annotations

@@ -8,15 +8,7 @@ from pathlib import Path
 
 def process_ids(title: str) -> set[int]:
     """Processes that this one's Ray has started and whose title begins with ``title``, as Ray sets it (``ray::...``)."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if (folder / "cmdline").read_bytes().startswith(title.encode()) and _is_of(int(folder.name), os.getpid()):
-                    found.add(int(folder.name))
-            except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                continue
-    return found
+    return {process for process in family(os.getpid()) if _command(process).startswith(title.encode())}
 
 
 def replica_ids(deployment: str, application: str = "default") -> set[int]:
@@ -34,6 +26,14 @@ def family(parent: int) -> set[int]:
         except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             continue
     return found
+
+
+def _command(process: int) -> bytes:
+    """Its command line; nothing where it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _is_of(process: int, parent: int) -> bool:
