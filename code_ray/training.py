@@ -34,6 +34,12 @@ WARM_UP_STEPS = 50
 """AdamW's first steps are as long as the learning rate whatever the gradient: without a warm-up they undo the least-squares
 start, which cost 0.3 to 2.9 points at the end."""
 
+WINDOW = 1024
+"""Images that are shuffled together."""
+
+MAX_TARGET_VALUES = 10_000_000
+"""What links are fitted to is kept up to 40 MB a block."""
+
 
 class Trainer:
     """Trains paths of one local service; keeps what is constant between them.
@@ -65,6 +71,7 @@ class Trainer:
         self._teacher = teacher
         splits = {"train": self.train, "validation": data.validation, "test": data.test}
         self.link_inputs = LinkInputs(services, local, splits, placement, modes, device)
+        self._fit_targets: dict[tuple[str, int, int], Tensor] = {}
 
     def teacher(self, indices: Tensor) -> Tensor:
         """Logits of the original for training images ``indices``, (n, classes) float32: what links are distilled from."""
@@ -88,6 +95,23 @@ class Trainer:
         """Whether what the link at ``slot`` should make may be known: a host may have to see images for it."""
         name, position = slot.target
         return name == self.local.name or position == 0 or self.recipe.fit_entry
+
+    def fit_target(self, slot: LinkSlot, count: int) -> Tensor | None:
+        """What the block behind a link expects for the first ``count`` training images, None where nobody may know. Small ones are
+        kept, since many paths lead to one block.
+        """
+        if not self.may_fit(slot):
+            return None
+        name, position = slot.target
+        if (name, position) == (self.local.name, self.local.num_blocks):
+            return self.teacher(torch.arange(count))
+        target = self._fit_targets.get((name, position, count))
+        if target is None:
+            images = self.services[name].preprocess(self.train.images[:count])
+            target = self.activations.run(name, 0, position, images)
+            if target.numel() <= MAX_TARGET_VALUES:
+                self._fit_targets[name, position, count] = target
+        return target
 
     def accuracy(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> float:
         """Share of ``split`` that ``path`` classifies right, run in the servers' execution modes."""
@@ -123,9 +147,10 @@ class LinkTraining:
         Raises:
             LinkError: where a link cannot be fitted.
         """
-        count = min(self._trainer.recipe.fit_samples, len(self._trainer.train))
+        images = min(self._trainer.recipe.fit_samples, len(self._trainer.train))
         for number, stage in enumerate(self._stages):
-            target = self._fit_target(stage.slot, count)
+            count = min(images, stage.link.spec.max_fit_samples)
+            target = self._trainer.fit_target(stage.slot, count)
             if target is not None:
                 fit_link(stage.link, self._inputs(number)(torch.arange(count)).to(self._trainer.device), target)
 
@@ -195,14 +220,6 @@ class LinkTraining:
 
         return compute
 
-    def _fit_target(self, slot: LinkSlot, count: int) -> Tensor | None:
-        """What the block behind a link expects for the first ``count`` training images, None where nobody may know."""
-        trainer = self._trainer
-        name, position = slot.target
-        if not trainer.may_fit(slot):
-            return None
-        return trainer.activations.run(name, 0, position, trainer.services[name].preprocess(trainer.train.images[:count]))
-
 
 class _Descent:
     """Training of the links from number ``first`` on for ``steps`` batches."""
@@ -216,7 +233,7 @@ class _Descent:
         parameters = [parameter for stage in self._stages for parameter in stage.link.parameters()]
         self._optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: _rate(step, steps))
-        self._order = torch.randperm(len(self._labels), generator=torch.Generator().manual_seed(seed))
+        self._order = _order(len(self._labels), seed)
         self._done = 0
 
     def step(self) -> None:
@@ -225,8 +242,11 @@ class _Descent:
         value = self._inputs(batch)
         for stage in self._stages:
             value = stage(value)
-        teacher = self._trainer.teacher(batch)
-        loss = distillation_loss(value, teacher.to(value.device), self._labels[batch].to(value.device), recipe)
+        labels = self._labels[batch].to(value.device)
+        if recipe.distillation > 0:
+            loss = distillation_loss(value, self._trainer.teacher(batch).to(value.device), labels, recipe)
+        else:
+            loss = functional.cross_entropy(value, labels)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._optimiser.step()
@@ -251,6 +271,14 @@ class _Stage:
     def move(self, device: str) -> None:
         self.link.to(device)
         self.frozen.to(device)
+
+
+def _order(count: int, seed: int) -> Tensor:
+    """In which order ``count`` images are looked at, shuffled within windows: what a link is given is computed window by window, so
+    that a training which is stopped early has not paid for images it never saw. Data sets come shuffled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in torch.arange(count).split(WINDOW)])
 
 
 def _rate(step: int, steps: int) -> float:

@@ -2,8 +2,9 @@
 
 python -m benchmarks.serving.kills [--kills 10] [--out runs/bench]      writes kills.csv
 
-The shipped plan on two nodes of one machine, the host's provider on a node of its own, two routers on the other. Eight clients send
-requests of 32 images with the client library's retries; a replica is killed by SIGKILL, the node by the loss of all its processes.
+The shipped plan on three nodes of one machine: two routers on the head, a node for each provider. Eight clients send requests of 32
+images with the client library's retries; a replica is killed by SIGKILL, a node by the loss of all its processes. Without the local
+provider's node nothing can answer: there clients do not retry, and every request has to be refused by 503 instead, and soon.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from benchmarks.serving.processes import replica_ids
-from code_ray.client import AsyncClient, Client
+from code_ray.client import RETRIES, AsyncClient, Client
 from code_ray.data import load_data
 from code_ray.errors import RequestError
 from code_ray.plan import read_plan
@@ -39,34 +40,38 @@ from examples.load import Images
 
 CLIENTS, REQUEST_IMAGES = 8, 32
 RECOVERY_S = 60.0
+NO_ANSWER = "local's node"
+PAUSE_S = 0.1
+"""Between a refusal and the next request."""
 OUTAGE_S = 10.0
 """Load goes on for so long after a kill: routers know of it after seconds, and until then the plan looks whole."""
 
 
 @dataclass
 class Answers:
-    """(begin, end) of each answer by the monotonic clock, and what went wrong."""
+    """(begin, end) of each answer by the monotonic clock, of each 503 where nobody retries, and what went wrong."""
 
     times: list[tuple[float, float]] = field(default_factory=list)
+    refusals: list[tuple[float, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
 class Nodes:
-    """A head that is the local provider's node, and one of the host's, which can be lost and come back."""
+    """A head, and a node for each provider, which can be lost and comes back."""
 
-    def __init__(self, local: str, host: str) -> None:
-        self._resources = {f"provider:{host}": 1.0}
-        # Both are pinned: the local provider could take the only CPU of the host's node.
-        head = {"num_cpus": 2, "include_dashboard": False, "resources": {f"provider:{local}": 1.0}}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._node = self._cluster.add_node(num_cpus=1, resources=self._resources)
+    def __init__(self, providers: Iterable[str]) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        self._nodes = {name: self._add(name) for name in providers}
         self.address: str = self._cluster.address
 
-    def lose_host(self) -> None:
-        """Kill every process of the host's node, and start another node in its place a moment later."""
-        self._cluster.remove_node(self._node, allow_graceful=False)
+    def lose(self, provider: str) -> None:
+        """Kill every process of a provider's node, and start another node in its place a moment later."""
+        self._cluster.remove_node(self._nodes[provider], allow_graceful=False)
         time.sleep(2.0)
-        self._node = self._cluster.add_node(num_cpus=1, resources=self._resources)
+        self._nodes[provider] = self._add(provider)
+
+    def _add(self, provider: str) -> Any:
+        return self._cluster.add_node(num_cpus=1, resources={f"provider:{provider}": 1.0})
 
     def shutdown(self) -> None:
         """End everything."""
@@ -80,13 +85,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
-    (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
-    with deployed_on_nodes(plan.placement[plan.local], host) as (url, nodes):
+    local = plan.placement[plan.local]
+    (host,) = set(plan.placement.values()) - {local}
+    with deployed_on_nodes((local, host)) as (url, nodes):
         victims: dict[str, Callable[[], None]] = {
             "host": lambda: _kill(f"provider-{host}"),
-            "local": lambda: _kill(f"provider-{plan.placement[plan.local]}"),
+            "local": lambda: _kill(f"provider-{local}"),
             "router": lambda: _kill("router"),
-            "host's node": nodes.lose_host,
+            "host's node": lambda: nodes.lose(host),
+            NO_ANSWER: lambda: nodes.lose(local),
         }
         rows = [_round(url, plan.local, name, kill, n) for n in range(options.kills) for name, kill in victims.items()]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -94,25 +101,31 @@ def main() -> int:
     table.to_csv(options.out / "kills.csv", index=False, float_format="%.3g")
     print(
         table.groupby("victim").agg(
-            kills=("kill", "count"), answers=("answers", "sum"), failed=("failed", "sum"), slowest_s=("slowest_s", "max")
+            kills=("kill", "count"),
+            answers=("answers", "sum"),
+            failed=("failed", "sum"),
+            slowest_s=("slowest_s", "max"),
+            refused=("refused", "sum"),
+            slowest_refusal_s=("slowest_refusal_s", "max"),
+            recovered_s=("recovered_s", "max"),
         )
     )
     return int(table.failed.sum() > 0)
 
 
 @contextmanager
-def deployed_on_nodes(local: str, host: str) -> Iterator[tuple[str, Nodes]]:
-    """The shipped plan over two nodes; yields its URL and the nodes."""
+def deployed_on_nodes(providers: Sequence[str]) -> Iterator[tuple[str, Nodes]]:
+    """The shipped plan, a node for each of its providers; yields its URL and the nodes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    nodes = Nodes(local, host)
+    nodes = Nodes(providers)
     ray.init(address=nodes.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         router = RouterOptions(replicas=2, path_deadline_s=3, steering="plan")
-        options = AppOptions(providers=dict.fromkeys((local, host), ProviderOptions(pinned=True)), router=router)
+        options = AppOptions(providers=dict.fromkeys(providers, ProviderOptions(pinned=True)), router=router)
         serve.run(build_app(options), route_prefix="/")
         yield f"http://127.0.0.1:{port}", nodes
     finally:
@@ -128,7 +141,7 @@ def _kill(deployment: str) -> None:
 def _round(url: str, service: str, victim: str, kill: Callable[[], None], number: int) -> dict[str, Any]:
     """Load, kill once, wait until the plan is whole again. Ray starts nodes from the main thread alone, so the load has another."""
     answers, stop = Answers(), threading.Event()
-    load = threading.Thread(target=lambda: asyncio.run(_load(url, service, answers, stop)))
+    load = threading.Thread(target=lambda: asyncio.run(_load(url, service, answers, stop, retried=victim != NO_ANSWER)))
     load.start()
     try:
         _until(lambda: len(answers.times) > 3 * CLIENTS, "nothing is answered")
@@ -142,24 +155,31 @@ def _round(url: str, service: str, victim: str, kill: Callable[[], None], number
         stop.set()
         load.join()
     row = {"victim": victim, "kill": number, "answers": len(answers.times), "failed": len(answers.failures)}
-    row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "recovered_s": recovered}
-    say(f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}, {recovered:.0f} s")
+    row |= {"slowest_s": max(end - begin for begin, end in answers.times if end > moment), "refused": len(answers.refusals)}
+    row |= {"slowest_refusal_s": max((end - begin for begin, end in answers.refusals), default=0.0), "recovered_s": recovered}
+    say(
+        f"{victim}, kill {number + 1}: {row['answers']} answers, {row['failed']} failed {answers.failures[:1] or ''}, {row['refused']} refused, {recovered:.0f} s"
+    )
     return row
 
 
-async def _load(url: str, service: str, answers: Answers, stop: threading.Event) -> None:
+async def _load(url: str, service: str, answers: Answers, stop: threading.Event, retried: bool) -> None:
     images = load_data("fashion-mnist").test.images[:REQUEST_IMAGES]
-    async with AsyncClient(url, timeout_s=60) as client:
-        await asyncio.gather(*(_send(client, service, images, answers, stop) for _ in range(CLIENTS)))
+    async with AsyncClient(url, timeout_s=60, retries=RETRIES if retried else 0) as client:
+        await asyncio.gather(*(_send(client, service, images, answers, stop, retried) for _ in range(CLIENTS)))
 
 
-async def _send(client: AsyncClient, service: str, images: Images, answers: Answers, stop: threading.Event) -> None:
+async def _send(client: AsyncClient, service: str, images: Images, answers: Answers, stop: threading.Event, retried: bool) -> None:
     while not stop.is_set():
         begin = time.monotonic()
         try:
             await client.predict(service, images)
         except RequestError as error:
-            answers.failures.append(f"{error.status}: {error}")
+            if not retried and error.status == 503:
+                answers.refusals.append((begin, time.monotonic()))
+                await asyncio.sleep(PAUSE_S)
+            else:
+                answers.failures.append(f"{error.status}: {error}")
         else:
             answers.times.append((begin, time.monotonic()))
 
