@@ -38,7 +38,7 @@ VECTORS = (
 )
 """Crosses, skips, probes and exits in turn."""
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 IMAGES = 2_000
 CHECKS = (0, 10, 20, 30, 40, 50, 60, 75, 90, 100, 125, 150, 200, 250, 300, 400, 500)
 

@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
+import ray
 from matplotlib import pyplot as plt
 from ray._private.internal_api import memory_summary
 
@@ -53,11 +54,12 @@ def main() -> int:
     (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
     with deployed(DEFAULT_RUN_DIR) as url:
         table, answered, failures = asyncio.run(_load(url, plan.local, f"provider-{host}", 60 * options.minutes))
+        options.out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(options.out / "memory.csv", index=False, float_format="%.6g")
         time.sleep(5.0)
-        left = memory_summary(stats_only=True)  # type: ignore[no-untyped-call]
+        # By address: other clusters may be up on this machine.
+        left = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # type: ignore[no-untyped-call]
     growth = growths(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "memory.csv", index=False, float_format="%.6g")
     draw(table, options.out / "memory.png")
     print(growth.round(4).to_string(index=False))
     print(f"{answered} answers, {len(failures)} failed {failures[:2]}; object store afterwards:\n{left.strip()}")
