@@ -53,17 +53,24 @@ def main() -> int:
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
     (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
     with deployed(DEFAULT_RUN_DIR) as url:
+        before = _store()
         table, answered, failures = asyncio.run(_load(url, plan.local, f"provider-{host}", 60 * options.minutes))
         options.out.mkdir(parents=True, exist_ok=True)
         table.to_csv(options.out / "memory.csv", index=False, float_format="%.6g")
         time.sleep(5.0)
-        # By address: other clusters may be up on this machine.
-        left = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # type: ignore[no-untyped-call]
+        after = _store()
     growth = growths(table)
     draw(table, options.out / "memory.png")
     print(growth.round(4).to_string(index=False))
-    print(f"{answered} answers, {len(failures)} failed {failures[:2]}; object store afterwards:\n{left.strip()}")
+    print(f"{answered} answers, {len(failures)} failed {failures[:2]}; object store before and after:\n{before}\n{after}")
     return int(bool(failures) or bool((growth.growth_a_minute > MOST_GROWTH).any()))
+
+
+def _store() -> str:
+    """What Ray says of the object store."""
+    # By address: other clusters may be up on this machine.
+    said: str = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # type: ignore[no-untyped-call]
+    return said.strip().splitlines()[-1]
 
 
 async def _load(url: str, service: str, host: str, seconds: float) -> tuple[pd.DataFrame, int, list[str]]:
