@@ -25,7 +25,7 @@ from code_ray.links import Link, LinkSpec
 from code_ray.path import InferencePath, Segment
 from code_ray.runner import Leg, Placement, slot_spec, walk
 from code_ray.service import Service
-from code_ray.throughput import PathCost, payload_bytes
+from code_ray.throughput import PathCost, payload_by_edge
 
 BATCH_SIZES = (16, 32, 64, 128)
 REPEATS = 7
@@ -144,7 +144,7 @@ class Profile(BaseModel):
         for leg in legs:
             seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
         hands_on = ((leg.provider, hop_bytes(*leg_target(leg, services), self.mode_of(leg.provider))) for leg in legs)
-        payload = payload_bytes(home, hop_bytes(services[path.local], 0, self.mode_of(home)), hands_on)
+        payload = payload_by_edge(home, hop_bytes(services[path.local], 0, self.mode_of(home)), hands_on)
         for edge, size in payload.items():
             for end in edge:
                 seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte

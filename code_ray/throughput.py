@@ -48,7 +48,7 @@ class PathCost:
         return PathCost(seconds, payload)
 
 
-def payload_bytes(home: str, input_bytes: float, legs: Iterable[tuple[str, float]]) -> dict[Edge, float]:
+def payload_by_edge(home: str, input_bytes: float, legs: Iterable[tuple[str, float]]) -> dict[Edge, float]:
     """Bytes of one sample by network edge: it comes from ``home``, and its logits go back there.
 
     ``legs``: where each leg runs, and the bytes that it hands on. What stays at one place crosses no edge.

@@ -21,7 +21,7 @@ from code_ray.policy import ORIGINAL
 from code_ray.profiling import hop_bytes
 from code_ray.runner import walk
 from code_ray.space import Candidate
-from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput, payload_bytes
+from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput, payload_by_edge
 from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
 from search.distilled import distilled_paths
@@ -143,7 +143,7 @@ def _carried(problem: Problem, provider: str) -> float:
     """How many times Th_0 images fit on the network to a provider, and their logits on the way back."""
     objective, local = problem.plan_objective, problem.services[problem.config.local]
     home, mode = objective.local_provider, problem.profile.mode_of(objective.local_provider)
-    sent = payload_bytes(home, hop_bytes(local, 0, mode), [(provider, hop_bytes(local, local.num_blocks, mode))])
+    sent = payload_by_edge(home, hop_bytes(local, 0, mode), [(provider, hop_bytes(local, local.num_blocks, mode))])
     bandwidth = objective.limits.bandwidth
     return min((bandwidth[edge] / size for edge, size in sent.items() if edge in bandwidth), default=math.inf) * objective.original_seconds
 

@@ -30,7 +30,7 @@ from code_ray.reward import Reward
 from code_ray.service import Service
 from code_ray.shortlist import shortlist
 from code_ray.space import Candidate, is_faster
-from code_ray.throughput import Edge, Limits, PathCost, payload_bytes
+from code_ray.throughput import Edge, Limits, PathCost, payload_by_edge
 from code_ray.vertices import dual_prices
 
 OUT, BACK = ("local", "host"), ("host", "local")
@@ -55,9 +55,9 @@ KNOWN = {c.path: (c.cost, accuracy(c.path)) for c in EVERY[::17]}
 
 def test_what_leaves_a_place_and_comes_to_another_is_counted_by_edge() -> None:
     # Input 7 at home; the last leg's logits go home.
-    assert payload_bytes("a", 7, [("a", 5), ("b", 3), ("a", 1)]) == {("a", "b"): 5, ("b", "a"): 3}
-    assert payload_bytes("a", 7, [("b", 5), ("c", 3), ("b", 1)]) == {("a", "b"): 7, ("b", "c"): 5, ("c", "b"): 3, ("b", "a"): 1}
-    assert payload_bytes("a", 7, [("a", 5), ("a", 3)]) == {}
+    assert payload_by_edge("a", 7, [("a", 5), ("b", 3), ("a", 1)]) == {("a", "b"): 5, ("b", "a"): 3}
+    assert payload_by_edge("a", 7, [("b", 5), ("c", 3), ("b", 1)]) == {("a", "b"): 7, ("b", "c"): 5, ("c", "b"): 3, ("b", "a"): 1}
+    assert payload_by_edge("a", 7, [("a", 5), ("a", 3)]) == {}
 
 
 def test_where_bandwidth_binds_the_best_plan_is_another_one_and_the_search_finds_it() -> None:
