@@ -8,13 +8,14 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from code_ray.throughput import Edge
 from deployments.known_providers import KnownProviders
@@ -59,22 +60,20 @@ class NetworkWatch:
         """Find out where providers are by what they last told, and measure the edges of ``routes`` that are not known yet."""
         nodes = {name: report.node for name, report in self._providers.reports.items()}
         home, places = find_places(self._node, nodes, self._local)
-        there = {place: nodes[provider] for provider, place in places.items()} | {home: self._node}
+        node_at = {place: nodes[provider] for provider, place in places.items()} | {home: self._node}
         network = Network(home, places)
         ways = [hops for route in routes for hops in (route.hops, route.rerun_hops)]
         edges = {edge for hops in ways if all(hop.provider in nodes for hop in hops) for edge in network.crossed(h.provider for h in hops)}
-        for edge in sorted(edges):
-            key = there[edge[0]], there[edge[1]]
+        keys = {edge: (node_at[edge[0]], node_at[edge[1]]) for edge in sorted(edges)}
+        for edge, key in keys.items():
             if key not in self._measured and time.monotonic() >= self._not_before.get(key, 0.0):
                 await self._measure(edge, key, network)
-        known = {
-            edge: self._measured[there[edge[0]], there[edge[1]]] for edge in edges if (there[edge[0]], there[edge[1]]) in self._measured
-        }
-        self.now = replace(network, speeds=known)
+        self.now = replace(network, speeds={edge: self._measured[key] for edge, key in keys.items() if key in self._measured})
 
     async def _measure(self, edge: Edge, key: Edge, network: Network) -> None:
-        ends = [None if place == network.home else self._some_at(place, network) for place in edge]
-        sender, receiver = (None if name is None else self._providers.handle(name) for name in ends)
+        # At each end the router itself, or a provider that is there.
+        some_at = {place: provider for provider, place in network.places.items() if place != network.home}
+        sender, receiver = (self._providers.handle(some_at[place]) if place in some_at else None for place in edge)
 
         async def send(size: int) -> None:
             # As hops do: what a provider made goes to the next one by reference.
@@ -83,11 +82,10 @@ class NetworkWatch:
 
         asked = [handle for handle in (sender, receiver) if handle is not None]
         try:
-            if not all([await handle.take_turn.remote(self._id, TURN_S) for handle in asked]):
+            if not await self._take_turns(asked, TURN_S):
                 return  # another router measures now: both would see half of it
             speed = await measure(send)
-            for handle in asked:
-                await handle.take_turn.remote(self._id, 0.0)
+            await self._take_turns(asked, 0.0)
         except (TimeoutError, RayError, RayServeException) as error:
             self._not_before[key] = time.monotonic() + AGAIN_S
             logger.warning("the network from %s to %s could not be measured: %s", *edge, type(error).__name__)
@@ -95,8 +93,9 @@ class NetworkWatch:
             self._measured[key] = speed
             logger.info("network from %s to %s: %.1f ms, %.0f Mbit/s", *edge, 1e3 * speed.delay_s, 8e-6 * speed.bytes_per_second)
 
-    def _some_at(self, place: str, network: Network) -> str:
-        return next(name for name, at in network.places.items() if at == place and self._providers.is_there(name))
+    async def _take_turns(self, asked: Sequence[DeploymentHandle[Any]], seconds: float) -> bool:
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            return all([await handle.take_turn.remote(self._id, seconds) for handle in asked])
 
 
 async def measure(send: Send) -> EdgeSpeed:
