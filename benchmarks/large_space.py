@@ -108,7 +108,7 @@ def synthetic_costs(rng: np.random.Generator, hosts: list[str]) -> CostTable:
         )
         for name in hosts
     ]
-    return CostTable("local", ("local", *hosts), summed(BLOCKS), links(1, BLOCKS, BLOCKS), links(BLOCKS), tuple(lent))
+    return CostTable("local", ("local", *hosts), summed(BLOCKS), links(1, BLOCKS, BLOCKS), links(BLOCKS), tuple(lent), 1.0)
 
 
 if __name__ == "__main__":

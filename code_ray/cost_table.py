@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.path_space import HIN, HOST, HOUT, KIND, KINDS, LIN, LOUT, RANK, PathSpace, Rows
-from code_ray.profiling import Profile, spec_key
+from code_ray.profiling import Profile, hop_bytes, spec_key
 from code_ray.runner import slot_spec
 from code_ray.service import Service
-from code_ray.throughput import FloatArray
+from code_ray.throughput import FloatArray, Limits
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class HostCosts:
     """Seconds a sample at one host, whose blocks are ``blocks`` in sum up to a boundary (0 first).
 
     ``entry`` (rank, lout, hin - 1), ``exit`` (rank, hout, lin), ``head`` (hout,): its links; the last rank of ``entry`` is that of
-    probes, whose links are never reduced. ``out`` (lout,) and ``back`` (lin,):
-    packing of what a hop there or back hands over, at either end; 0 where the host shares the local server.
+    probes, whose links are never reduced. ``out`` (lout,) and ``back`` (lin,), at its end the logits of probes:
+    bytes of what a hop there or back hands over; 0 where the host shares the local server.
     """
 
     provider: str
@@ -37,7 +36,8 @@ class HostCosts:
 @dataclass(frozen=True)
 class CostTable:
     """Seconds a sample of everything the paths of a space run. ``blocks`` as in ``HostCosts``; ``skip`` (rank, lout, lin) and
-    ``head`` (lout,) are links on the local server, ``providers`` all servers in the order of columns.
+    ``head`` (lout,) are links on the local server, ``providers`` all servers in the order of columns, ``pack_seconds_per_byte`` what
+    a hop costs either end.
     """
 
     local_provider: str
@@ -46,6 +46,7 @@ class CostTable:
     skip: FloatArray
     head: FloatArray
     hosts: tuple[HostCosts, ...]
+    pack_seconds_per_byte: float
 
     def seconds(self, rows: Rows) -> FloatArray:
         """Seconds a sample of each row on each of ``providers``, (n, providers)."""
@@ -58,8 +59,7 @@ class CostTable:
         found[leaves, local] += self.head[lout[leaves]]
         for number, host in enumerate(self.hosts):
             hosted, returns = rows[:, HOST] == number, cross & (rows[:, HOST] == number)
-            hop, link = host.out[lout], np.zeros(len(rows))
-            hop[returns] += host.back[lin[returns]]
+            hop, link = self.pack_seconds_per_byte * (host.out[lout] + host.back[lin]), np.zeros(len(rows))
             link[hosted] = host.head[hout[hosted]]
             link[returns] = host.exit[rank[returns], hout[returns], lin[returns]]
             found[hosted, local] += hop[hosted]
@@ -67,6 +67,19 @@ class CostTable:
             work = host.blocks[hout[hosted]] - host.blocks[hin[hosted] - 1] + entry
             found[hosted, self.providers.index(host.provider)] += work + link[hosted] + hop[hosted]
         return found
+
+    def taken(self, rows: Rows, limits: Limits) -> FloatArray:
+        """Seconds a sample of each row of each of ``limits.resources``, (n, resources)."""
+        seconds, bytes_over = self.seconds(rows), np.zeros((len(rows), len(limits.bandwidth)))
+        for number, host in enumerate(self.hosts):
+            hosted = rows[:, HOST] == number
+            for column, edge in enumerate(limits.bandwidth):
+                if edge == (self.local_provider, host.provider):
+                    bytes_over[hosted, column] = host.out[rows[hosted, LOUT]]
+                elif edge == (host.provider, self.local_provider):
+                    bytes_over[hosted, column] = host.back[rows[hosted, LIN]]
+        servers = seconds[:, [self.providers.index(provider) for provider in limits.budgets]]
+        return np.column_stack([servers, bytes_over / np.array([*limits.bandwidth.values()])])
 
 
 def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Service]) -> CostTable:
@@ -90,9 +103,8 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
     hosts = []
     for name, blocks in space.hosts.items():
         provider = profile.placement[name]
-        away = float(provider != home) * profile.pack_seconds_per_byte
-        sizes = np.array([float(torch.Size(boundary.shape).numel()) for boundary in local.boundaries])
-        width = profile.mode_of(home).torch_dtype.itemsize
+        away = float(provider != home)
+        there, back = ([hop_bytes(local, place, profile.mode_of(sender)) for place in range(n + 1)] for sender in (home, provider))
         hosts.append(
             HostCosts(
                 provider,
@@ -112,9 +124,8 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
                     lambda r, hout, lin, name=name: (path((0, 1, hout, lin), space.ranks[r], name), 1) if hout and lin else None,
                 ),
                 table(provider, (blocks,), lambda hout, name=name: (path((0, 1, hout), None, name), 1) if hout else None),
-                # uint8 images leave as they came, activations in the number format of the server they leave.
-                sizes * np.array([1, *[width] * n]) * away,
-                sizes * profile.mode_of(provider).torch_dtype.itemsize * away,
+                np.array(there) * away,
+                np.array(back) * away,
             )
         )
     skip = table(
@@ -122,7 +133,7 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
     )
     head = table(home, (n,), lambda lout: (path((lout,)), 0) if lout else None)
     providers = tuple(dict.fromkeys([home, *(host.provider for host in hosts)]))
-    return CostTable(home, providers, _summed(profile.block_seconds[space.local]), skip, head, tuple(hosts))
+    return CostTable(home, providers, _summed(profile.block_seconds[space.local]), skip, head, tuple(hosts), profile.pack_seconds_per_byte)
 
 
 def _summed(seconds: Sequence[float]) -> FloatArray:

@@ -65,17 +65,17 @@ class GatedPlanObjective(PlanObjective):
 
     def upper_bound(self, known: Known) -> UpperBound:
         dual = self._plain.dual(self.efficient(self.forms(known)))
-        local = list(self.limits.budgets).index(self.local_provider)
-        others = [i for i in range(len(dual.budgets)) if i != local]
+        local = self.limits.resources.index(self.local_provider)
+        others = [i for i in range(len(dual.shares)) if i != local]
 
         def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-            shares, lost = seconds / self.original_seconds, self.loss_points(accuracies)
-            left, elsewhere = 1 - shares @ dual.prices[:-1], fullest(shares[:, others], dual.budgets[others])
-            here = shares[:, local]
+            used, lost = seconds / self.original_seconds, self.loss_points(accuracies)
+            left, elsewhere = 1 - used @ dual.prices[:-1], fullest(used[:, others], dual.shares[others])
+            here = used[:, local]
 
             def gated(rerun: float, lost: FloatArray) -> FloatArray:
-                # Of a path's shares its gate changes that of the local server alone.
-                full = np.minimum(elsewhere, fullest((here + rerun)[:, None], dual.budgets[[local]]))
+                # Of what a path uses its gate changes the local server's time alone: the original crosses no edge.
+                full = np.minimum(elsewhere, fullest((here + rerun)[:, None], dual.shares[[local]]))
                 return dual.bound(left - rerun * dual.prices[local], full, lost - self.limits.loss_points)
 
             found = gated(0.0, lost)
@@ -87,8 +87,7 @@ class GatedPlanObjective(PlanObjective):
         return bound
 
     def _cost(self, cost: PathCost, rerun: float) -> PathCost:
-        local = self.local_provider
-        return replace(cost, seconds={**cost.seconds, local: cost.at(local) + rerun * self.original_seconds})
+        return cost.plus(self.original.cost, rerun)
 
     def _accuracy(self, accuracies: FloatArray, rerun: float) -> FloatArray:
         return self.accuracies(loss_behind(self.loss_points(accuracies), rerun))

@@ -15,8 +15,8 @@ import numpy as np
 from code_ray.path import InferencePath
 from code_ray.reward import Reward, pair_reward
 from code_ray.space import Candidate
-from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture
-from code_ray.vertices import best_with, count_bases, dual_prices, most_slack
+from code_ray.throughput import FloatArray, Limits, Mixture, PathCost, best_mixture, pair_seconds
+from code_ray.vertices import best_with, count_bases, dual_prices, most_slack, tight_rows
 
 Known = Mapping[InferencePath, tuple[PathCost, float]]
 """Trained paths with their costs and validation accuracies."""
@@ -25,7 +25,7 @@ MAX_BASES = 5_000
 """Bases of the programme that are walked for exact values: a second or two."""
 
 UpperBound = Callable[[FloatArray, FloatArray], FloatArray]
-"""Of paths' seconds on each provider, in the order of ``Limits.budgets`` (n, providers), and accuracies (n,); gives (n,)."""
+"""Of paths' seconds of each resource, in the order of ``Limits.resources`` (n, resources), and accuracies (n,); gives (n,)."""
 
 
 class Objective(ABC):
@@ -65,29 +65,26 @@ class Objective(ABC):
         """What the best plan with one more path cannot exceed; much cheaper than ``values_with``."""
 
     def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
-        """tau_l of each candidate, and tau_h / kappa of its tightest host: as if that one lent all of its server."""
-        tau_l = np.array([c.cost.at(self.local_provider) for c in candidates])
-        tau_h = np.array([max((s / self.limits.budgets[p] for p, s in self._borrowed(c)), default=0.0) for c in candidates])
-        return tau_l, tau_h
-
-    def _borrowed(self, candidate: Candidate) -> list[tuple[str, float]]:
-        return [(provider, seconds) for provider, seconds in candidate.cost.seconds.items() if provider != self.local_provider]
+        """tau_l of each candidate, and tau_h / kappa of its tightest host or network edge: as if that one lent all of itself."""
+        return pair_seconds(self.limits, self.local_provider, self.limits.seconds([c.cost for c in candidates]))
 
 
 @dataclass(frozen=True)
 class Dual:
-    """The programme's value ``now``, its prices (servers, then the loss row), the most that others can make up for, the budgets."""
+    """The programme's value ``now``, its prices (resources, then the loss row), the most that others can make up for, how much of each
+    resource may be used.
+    """
 
     now: float
     prices: FloatArray
     slack: float
-    budgets: FloatArray
+    shares: FloatArray
 
     def bound(self, left: FloatArray, full: FloatArray, over: FloatArray) -> FloatArray:
-        """What the value cannot exceed with one more column: (n,) of what is ``left`` of its worth at the servers' prices, of the rate
-        at which a server is ``full``, of its loss ``over`` the limit in points.
+        """What the value cannot exceed with one more column: (n,) of what is ``left`` of its worth at the resources' prices, of the rate
+        at which one of them is ``full``, of its loss ``over`` the limit in points.
 
-        By duality a column gains at most what it is worth at these prices, times the rate at which a server is full, or the others can
+        By duality a column gains at most what it is worth at these prices, times the rate at which a resource is full, or the others can
         no longer make up for what it loses.
         """
         worth = left - self.prices[-1] * over
@@ -95,12 +92,12 @@ class Dual:
         return np.asarray(self.now + np.maximum(worth, 0.0) * rate)
 
 
-def fullest(shares: FloatArray, budgets: FloatArray) -> FloatArray:
-    """The rate (n,) at which the first server is full, of shares (n, servers) at a rate of 1."""
+def fullest(used: FloatArray, shares: FloatArray) -> FloatArray:
+    """The rate (n,) at which the first resource is full, of what is used at a rate of 1 (n, resources) and their shares."""
     with np.errstate(divide="ignore"):
         # Column by column: along rows this short numpy is slow.
-        rates = (budget / share for budget, share in zip(budgets, shares.T, strict=True))
-        return reduce(np.minimum, rates, np.full(len(shares), np.inf))
+        rates = (share / use for share, use in zip(shares, used.T, strict=True))
+        return reduce(np.minimum, rates, np.full(len(used), np.inf))
 
 
 class PlanObjective(Objective):
@@ -120,13 +117,13 @@ class PlanObjective(Objective):
         return self.mixture(self.efficient(known)).throughput * self.original_seconds
 
     def efficient(self, known: Known) -> Known:
-        """The paths of ``known`` than which no other is both as fast on every server and as accurate: best plans use no others.
+        """The paths of ``known`` than which no other is both as quick at every resource and as accurate: best plans use no others.
         Programmes over them are many times smaller.
         """
         if len(known) < 2:
             return known
         paths, entries = list(known), list(known.values())
-        worse = np.column_stack([self._seconds([cost for cost, _ in entries]), [-accuracy for _, accuracy in entries]])
+        worse = np.column_stack([self.limits.seconds([cost for cost, _ in entries]), [-accuracy for _, accuracy in entries]])
         as_good = (worse[:, None, :] <= worse[None, :, :]).all(axis=2)  # [i, j]: i is nowhere worse than j
         # Of paths that are the same in everything the first is kept.
         beaten = np.any(as_good & (~as_good.T | np.tri(len(paths), k=-1, dtype=bool).T), axis=0)
@@ -134,39 +131,36 @@ class PlanObjective(Objective):
 
     def values_with(self, known: Known, candidates: Sequence[Candidate], accuracies: FloatArray) -> FloatArray:
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
-        columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
-        shares = np.tile(self._seconds([c.cost for c in candidates]), (len(accuracies), 1))
-        if count_bases(columns) > MAX_BASES:
-            return self.upper_bound(known)(shares * self.original_seconds, accuracies.ravel()).reshape(accuracies.shape)
-        asked = self._columns(shares, accuracies.ravel())
-        bounds = np.array([*self.limits.budgets.values(), 0.0])
-        return np.maximum(best_with(columns, bounds, asked).reshape(accuracies.shape), self.value(known))
+        columns = self._columns(self.limits.seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
+        seconds = np.tile(self.limits.seconds([c.cost for c in candidates]), (len(accuracies), 1))
+        asked = self._columns(seconds, accuracies.ravel())
+        bounds = np.append(self.limits.shares, 0.0)
+        # What is never short before something else is needs no row: each makes many more bases.
+        rows = tight_rows(np.vstack([columns, asked]), bounds)
+        if count_bases(columns[:, rows]) > MAX_BASES:
+            return self.upper_bound(known)(seconds, accuracies.ravel()).reshape(accuracies.shape)
+        return np.maximum(best_with(columns[:, rows], bounds[rows], asked[:, rows]).reshape(accuracies.shape), self.value(known))
 
     def upper_bound(self, known: Known) -> UpperBound:
         dual = self.dual(known)
 
         def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-            shares, over = seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points
-            return dual.bound(1 - shares @ dual.prices[:-1], fullest(shares, dual.budgets), over)
+            used, over = seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points
+            return dual.bound(1 - used @ dual.prices[:-1], fullest(used, dual.shares), over)
 
         return bound
 
     def dual(self, known: Known) -> Dual:
         """What the best plan of ``known`` says of one more column."""
         entries = [(self.original.cost, self.accuracy_original), *known.values()]
-        columns = self._columns(self._seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
-        budgets = np.array([*self.limits.budgets.values()])
-        bounds = np.append(budgets, 0.0)
+        columns = self._columns(self.limits.seconds([cost for cost, _ in entries]), np.array([accuracy for _, accuracy in entries]))
+        bounds = np.append(self.limits.shares, 0.0)
         prices = dual_prices(columns, bounds)
-        return Dual(float(prices @ bounds), prices, most_slack(columns, bounds), budgets)
+        return Dual(float(prices @ bounds), prices, most_slack(columns, bounds), self.limits.shares)
 
-    def _seconds(self, costs: Sequence[PathCost]) -> FloatArray:
-        """Shares of each provider's server, (n, providers), at a rate of Th_0."""
-        return np.array([[cost.at(provider) for provider in self.limits.budgets] for cost in costs]) / self.original_seconds
-
-    def _columns(self, shares: FloatArray, accuracies: FloatArray) -> FloatArray:
-        """Columns of the programme: server rows and the loss row, in points above the limit."""
-        return np.column_stack([shares, self.loss_points(accuracies) - self.limits.loss_points])
+    def _columns(self, seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
+        """Columns of the programme at a rate of Th_0: shares of each resource, and the loss row, in points above the limit."""
+        return np.column_stack([seconds / self.original_seconds, self.loss_points(accuracies) - self.limits.loss_points])
 
 
 class PaperObjective(Objective):
@@ -187,12 +181,11 @@ class PaperObjective(Objective):
         return pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, 1.0)
 
     def upper_bound(self, known: Known) -> UpperBound:
-        budgets = np.array([*self.limits.budgets.values()])
-        local, now = list(self.limits.budgets).index(self.local_provider), self.value(known)
+        now = self.value(known)
 
         def bound(seconds: FloatArray, accuracies: FloatArray) -> FloatArray:
-            tau_h = np.delete(seconds / budgets, local, axis=1).max(axis=1, initial=0.0)
-            values = pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, seconds[:, local], tau_h, 1.0)
+            tau_l, tau_h = pair_seconds(self.limits, self.local_provider, seconds)
+            values = pair_reward(self.reward, self.accuracy_original, accuracies, self.original_seconds, tau_l, tau_h, 1.0)
             return np.maximum(values, now)
 
         return bound

@@ -7,6 +7,7 @@ is fastest. A path's time on a server is the sum over what it runs there. One co
 
 from __future__ import annotations
 
+import math
 import mmap
 import statistics
 import time
@@ -24,7 +25,7 @@ from code_ray.links import Link, LinkSpec
 from code_ray.path import InferencePath, Segment
 from code_ray.runner import Leg, Placement, slot_spec, walk
 from code_ray.service import Service
-from code_ray.throughput import PathCost
+from code_ray.throughput import PathCost, payload_by_edge
 
 BATCH_SIZES = (16, 32, 64, 128)
 REPEATS = 7
@@ -138,24 +139,17 @@ class Profile(BaseModel):
         Raises:
             PlanError: for a path whose links this profile has not measured.
         """
+        home, legs = self.placement[path.local], walk(path, self.placement)
         seconds: dict[str, float] = {}
-        payload: dict[tuple[str, str], float] = {}
-        previous: str | None = path.local and self.placement[path.local]
-        shape = services[path.local].boundaries[0].shape
-        for leg in walk(path, self.placement):
-            if previous is not None and leg.provider != previous:
-                # uint8 images leave as they came, activations in the number format of the server they leave.
-                width = 1 if path.lout == 0 and not seconds else self.mode_of(previous).torch_dtype.itemsize
-                size = float(torch.Size(shape).numel()) * width
-                payload[previous, leg.provider] = payload.get((previous, leg.provider), 0.0) + size
-                for end in (previous, leg.provider):
-                    seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
+        for leg in legs:
             seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
-            shape, previous = leg_out_shape(leg, path, services), leg.provider
-        if path.rerun:
-            local = self.placement[path.local]
-            seconds[local] = seconds.get(local, 0.0) + path.rerun * self.original_seconds(path.local)
-        return PathCost(seconds, payload)
+        hands_on = ((leg.provider, hop_bytes(*leg_target(leg, services), self.mode_of(leg.provider))) for leg in legs)
+        payload = payload_by_edge(home, hop_bytes(services[path.local], 0, self.mode_of(home)), hands_on)
+        for edge, size in payload.items():
+            for end in edge:
+                seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
+        cost = PathCost(seconds, payload)
+        return cost.plus(PathCost({home: self.original_seconds(path.local)}), path.rerun) if path.rerun else cost
 
     def _leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:
         total = 0.0
@@ -173,11 +167,27 @@ class Profile(BaseModel):
         return total
 
 
+def leg_target(leg: Leg, services: Mapping[str, Service]) -> tuple[Service, int]:
+    """The service, and its boundary, that a leg's output belongs to."""
+    last = leg.steps[-1]
+    name, position = (last.service, last.stop) if isinstance(last, Segment) else last.target
+    return services[name], position
+
+
 def leg_out_shape(leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> tuple[int, ...]:
     """Shape per sample of what a leg hands on."""
-    last = leg.steps[-1]
-    service, position = (last.service, last.stop) if isinstance(last, Segment) else last.target
-    return services[service].boundaries[position].shape
+    service, position = leg_target(leg, services)
+    return service.boundaries[position].shape
+
+
+def hop_bytes(service: Service, position: int, mode: ExecutionMode) -> float:
+    """Bytes a sample of what a hop carries at a boundary, from a server that runs in ``mode``: images as they came, a byte a value;
+    activations in the mode's number format; logits as float32.
+    """
+    if position == 0:
+        return float(math.prod(service.spec.preprocessing.image_shape))
+    width = 4 if position == service.num_blocks else mode.torch_dtype.itemsize
+    return float(math.prod(service.boundaries[position].shape) * width)
 
 
 def spec_key(spec: LinkSpec) -> str:

@@ -30,10 +30,9 @@ def shortlist(
     nothing even without any loss is left out. Memory does not grow with the space.
     """
     rows, gains = next(space.chunks(1))[:0], np.zeros(0)
-    order = [costs.providers.index(provider) for provider in objective.limits.budgets]
     now, bound = objective.value(known), objective.upper_bound(known)
     for chunk in space.chunks():
-        seconds = costs.seconds(chunk)[:, order]
+        seconds = costs.taken(chunk, objective.limits)
         least = gains[-1] if len(gains) == size else 1e-9 * now
         # What is too slow to matter without any loss need not be predicted.
         quick = bound(seconds, np.full(len(chunk), objective.accuracy_original)) > now + least

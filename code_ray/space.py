@@ -9,7 +9,7 @@ import numpy as np
 
 from code_ray.path import InferencePath, Kind
 from code_ray.path_space import KINDS, PathSpace, Sides
-from code_ray.throughput import FloatArray, PathCost, pair_throughput
+from code_ray.throughput import FloatArray, Limits, PathCost, pair_seconds, pair_throughput
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,11 @@ class Candidate:
     cost: PathCost
 
 
-def is_faster(candidate: Candidate, original: Candidate, provider: str, budgets: Mapping[str, float]) -> bool:
+def is_faster(candidate: Candidate, original: Candidate, provider: str, limits: Limits) -> bool:
     """Whether the original and ``candidate`` at maximum offload serve more than the original alone: what P' of Algorithm 1 holds."""
     t0 = original.cost.at(provider)
-    elsewhere = {name: seconds for name, seconds in candidate.cost.seconds.items() if name != provider}
-    # The tightest host decides the rate; as if it alone did all the work there at its own kappa.
-    tau_h = max((seconds / budgets[name] for name, seconds in elsewhere.items()), default=0.0)
-    th_l, th_h = pair_throughput(t0, candidate.cost.at(provider), tau_h, 1.0)
-    return bool((th_l + th_h) * t0 > 1.0)
+    th_l, th_h = pair_throughput(t0, *pair_seconds(limits, provider, limits.seconds([candidate.cost])), 1.0)
+    return bool((th_l + th_h)[0] * t0 > 1.0)
 
 
 def enumerate_paths(

@@ -1,12 +1,13 @@
 """Throughput of mixtures of paths: the linear programme and its closed form (DESIGN 2.3).
 
 Times are seconds per sample on each provider's server, rates samples per second. A provider's *budget* is the share of
-its server that the local service may use: 1 for its own, kappa in (0, 1] for a host.
+its server that the local service may use: 1 for its own, kappa in (0, 1] for a host. A network edge of limited bandwidth is
+one more *resource*, all of which may be used: a sample takes payload over bandwidth seconds of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,8 @@ from code_ray.errors import PlanError
 FloatArray = npt.NDArray[np.float64]
 Edge = tuple[str, str]
 """A network edge in one direction: (from provider, to provider)."""
+Resource = str | Edge
+"""What samples take time of: a provider's server, or a network edge whose bandwidth is limited."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,29 @@ class PathCost:
         """Seconds per sample at all providers but ``provider``."""
         return sum(seconds for name, seconds in self.seconds.items() if name != provider)
 
+    def plus(self, other: PathCost, share: float) -> PathCost:
+        """With what a ``share`` of the samples costs on another path as well: a gated path's reruns."""
+        seconds, payload = dict(self.seconds), dict(self.payload_bytes)
+        for provider, more in other.seconds.items():
+            seconds[provider] = seconds.get(provider, 0.0) + share * more
+        for edge, more in other.payload_bytes.items():
+            payload[edge] = payload.get(edge, 0.0) + share * more
+        return PathCost(seconds, payload)
+
+
+def payload_by_edge(home: str, input_bytes: float, legs: Iterable[tuple[str, float]]) -> dict[Edge, float]:
+    """Bytes of one sample by network edge: it comes from ``home``, and its logits go back there.
+
+    ``legs``: where each leg runs, and the bytes that it hands on. What stays at one place crosses no edge.
+    """
+    found: dict[Edge, float] = {}
+    sender, size = home, input_bytes
+    for place, hands_on in (*legs, (home, 0.0)):
+        if place != sender:
+            found[sender, place] = found.get((sender, place), 0.0) + size
+        sender, size = place, hands_on
+    return found
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -47,6 +73,31 @@ class Limits:
     budgets: Mapping[str, float]
     loss_points: float
     bandwidth: Mapping[Edge, float] = field(default_factory=dict)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What the rows of the programme are about: servers, then limited edges."""
+        return (*self.budgets, *self.bandwidth)
+
+    @property
+    def shares(self) -> FloatArray:
+        """How much of each resource may be used, (resources,)."""
+        return np.array([*self.budgets.values(), *[1.0] * len(self.bandwidth)])
+
+    def seconds(self, costs: Sequence[PathCost]) -> FloatArray:
+        """Seconds that a sample on each path takes of each resource, (paths, resources)."""
+        rows = [
+            [
+                *(cost.at(provider) for provider in self.budgets),
+                *(cost.payload_bytes.get(edge, 0.0) / capacity for edge, capacity in self.bandwidth.items()),
+            ]
+            for cost in costs
+        ]
+        return np.asarray(rows, dtype=np.float64).reshape(len(costs), len(self.resources))
+
+    def used(self, mixture: Mixture, costs: Sequence[PathCost]) -> dict[Resource, float]:
+        """The share of each resource that a mixture of paths takes."""
+        return dict(zip(self.resources, (np.array(mixture.rates) @ self.seconds(costs)).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -109,13 +160,8 @@ def _server_and_network_rows(costs: Sequence[PathCost], limits: Limits) -> tuple
             raise PlanError(f"no budget is given for provider(s) {sorted(missing)}; name a kappa for each host")
         if not sum(cost.seconds.values()) > 0:
             raise PlanError(f"path cost {dict(cost.seconds)} is not positive; measure the profile again")
-    rows = [[cost.at(provider) for cost in costs] for provider in limits.budgets]
-    bounds = list(limits.budgets.values())
-    for edge, capacity in limits.bandwidth.items():
-        rows.append([cost.payload_bytes.get(edge, 0.0) / capacity for cost in costs])
-        bounds.append(1.0)
     scale = max(1 / max(cost.seconds.values()) for cost in costs)
-    return np.asarray(rows, dtype=np.float64) * scale, bounds, scale
+    return limits.seconds(costs).T * scale, limits.shares.tolist(), scale
 
 
 def _mixture(rates: FloatArray, scale: float) -> Mixture:
@@ -134,6 +180,14 @@ def pair_throughput(t0: float, tau_l: FloatArray | float, tau_h: FloatArray | fl
     th_h = np.where(tau_l < t0, np.minimum(by_host, by_local), 0.0)
     th_l = np.maximum(1 - th_h * tau_l, 0.0) / t0
     return th_l, th_h
+
+
+def pair_seconds(limits: Limits, local_provider: str, seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What ``pair_throughput`` asks for at kappa = 1, of paths' seconds of each resource (n, resources): tau_l (n,), and tau_h / kappa
+    (n,) of the host or network edge that is full first.
+    """
+    local = limits.resources.index(local_provider)
+    return seconds[:, local], np.delete(seconds / limits.shares, local, axis=1).max(axis=1, initial=0.0)
 
 
 def cycle_throughput(t0: float, tau_l: FloatArray, tau_h: FloatArray, kappa: float, own: int, offloaded: int) -> FloatArray:

@@ -11,6 +11,7 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linprog
 
 from code_ray.throughput import FloatArray
@@ -43,6 +44,19 @@ def best_with(known: FloatArray, bounds: FloatArray, new: FloatArray) -> FloatAr
         feasible = np.isfinite(value) & (rate >= -_TOLERANCE) & (rest >= -_TOLERANCE).all(axis=1)
         best = np.where(feasible, np.maximum(best, value), best)
     return best
+
+
+def tight_rows(columns: FloatArray, bounds: FloatArray) -> npt.NDArray[np.intp]:
+    """The rows (positions in ``bounds``, (m,)) that some plan of ``columns`` (k, m) could run up against, the last one included: of
+    the others, whose bounds are positive, one of these is the fuller whatever the plan.
+    """
+    filled = columns[:, :-1] / bounds[:-1]
+    kept: list[int] = []
+    for row in range(filled.shape[1]):
+        others = [*kept, *range(row + 1, filled.shape[1])]
+        if not (filled[:, [row]] <= filled[:, others]).all(axis=0).any():
+            kept.append(row)
+    return np.array([*kept, len(bounds) - 1])
 
 
 def count_bases(known: FloatArray) -> int:

@@ -61,8 +61,7 @@ class WideSpace:
 
     def _faster_rows(self, rows: Rows) -> Rows:
         bound, alone = self._beside_the_original
-        order = [self.costs.providers.index(provider) for provider in self.objective.limits.budgets]
-        reached = bound(self.costs.seconds(rows)[:, order], np.full(len(rows), self.objective.accuracy_original))
+        reached = bound(self.costs.taken(rows, self.objective.limits), np.full(len(rows), self.objective.accuracy_original))
         return rows[reached > alone * (1 + 1e-9)]
 
     @cached_property

@@ -36,7 +36,7 @@ class Batcher:
     def __init__(self, call: Call, size: int, at_once: int) -> None:
         self.size = size
         self._call = call
-        self._at_once = at_once
+        self.at_once = at_once
         self._waiting: deque[_Waiting] = deque()
         self._under_way: set[asyncio.Future[Array | Refusal]] = set()
 
@@ -55,7 +55,7 @@ class Batcher:
         return await waiting.answer
 
     def _send_on(self) -> None:
-        while len(self._under_way) < self._at_once and (batch := self._take()):
+        while len(self._under_way) < self.at_once and (batch := self._take()):
             task = asyncio.ensure_future(self._call(_together(batch)))
             self._under_way.add(task)
             task.add_done_callback(partial(self._returned, batch))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -17,11 +18,13 @@ from code_ray.errors import RequestError
 from code_ray.load import LoadLevel
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, fitting_paths
+from code_ray.throughput import Resource
 from code_ray.wire import InferRequest
 from deployments.canary_watch import CanaryWatch
 from deployments.config import RouterOptions, RouterSettings
 from deployments.known_providers import KnownProviders
 from deployments.metrics import RouterMetrics
+from deployments.network_watch import NetworkWatch
 from deployments.plan_in_force import PlanInForce
 from deployments.routes import Refusal, Route, UnderWay
 from deployments.succession import Succession
@@ -53,6 +56,7 @@ class Dispatcher:
         self._load = LoadLevel(share)
         self._under_way = UnderWay(share)
         self._metrics = RouterMetrics()
+        self._network = NetworkWatch(self._providers, ray.get_runtime_context().get_node_id(), self._local)
         self._now = self._put_in_force(plan)
         self._canary_watch = CanaryWatch(options.path_deadline_s, self._metrics, self.is_stale.set)
         self._succession = Succession(self._providers, self._local, options.path_deadline_s)
@@ -77,7 +81,15 @@ class Dispatcher:
                 if route.threshold is not None:
                     paths[-1]["rerun"] = plan.reruns[route.id]
         breakers = {provider: breaker.state(now) for provider, breaker in self._breakers.items()}
-        out = {"withdrawn": sorted(plan.shadow.withdrawn) if is_local else [], "quarantined": plan.quarantined if is_local else {}}
+        out: dict[str, Any] = {
+            "withdrawn": sorted(plan.shadow.withdrawn) if is_local else [],
+            "quarantined": plan.quarantined if is_local else {},
+        }
+        if is_local:
+            out["network"] = [
+                {"from": edge[0], "to": edge[1], "delay_ms": 1e3 * speed.delay_s, "mbit_per_s": 8e-6 * speed.bytes_per_second}
+                for edge, speed in self._network.now.speeds.items()
+            ]
         told = {"plan": plan.plan.id, "plan_refused": self._succession.refused(plan.plan)}
         return {"paths": paths, "load_level": self.level(service), "breakers": breakers, **out, **told}
 
@@ -118,7 +130,8 @@ class Dispatcher:
         routes, usable = plan.routes[service], plan.usable(service)
         among = [route.id for route in usable]
         if request.min_accuracy is not None or request.deadline_s is not None:
-            expected = {route.id: self._under_way.expected(route, len(request.images), self._providers.reports) for route in usable}
+            reports, network = self._providers.reports, self._network.now
+            expected = {route.id: self._under_way.expected(route, len(request.images), reports, network) for route in usable}
             among = fitting_paths({route.id: route.accuracy for route in usable}, expected, request.min_accuracy, request.deadline_s)
         among = [name for name in among if all(breaker.allows(now) for breaker in plan.breakers_on(routes[name]))]
         return routes[plan.policies[service].choose(len(request.images), now, request.path, self.level(service), among)]
@@ -162,9 +175,9 @@ class Dispatcher:
         self._metrics.attempted(service, route, "failed")
         return failure
 
-    def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[str, float]:
+    def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[Resource, float]:
         reports = self._providers.reports
-        work = route.work(images, reports)
+        work = route.work(images, reports, self._network.now)
         if service == plan.plan.local:
             original = plan.routes[service][ORIGINAL].work(images, reports)
             self._load.begin(work.get(self._local, 0.0), original.get(self._local, 0.0), now)
@@ -173,7 +186,7 @@ class Dispatcher:
             breaker.begin(now)
         return work
 
-    def _end(self, service: str, work: Mapping[str, float]) -> None:
+    def _end(self, service: str, work: Mapping[Resource, float]) -> None:
         self._under_way.remove(work)
         if service == self._now.plan.local:
             self._load.end(work.get(self._local, 0.0))
@@ -195,7 +208,9 @@ class Dispatcher:
         have answered, and follow one plan.
         """
         complete = await self._providers.ask(deadline_s, self.settings.applications, self._now.plan.id)
-        reports, local = self._providers.reports, self._now.plan.local
+        await self._network.look(route for routes in self._now.routes.values() for route in routes.values())
+        reports, network, local = self._providers.reports, self._network.now, self._now.plan.local
+        self._metrics.connected(network)
         for name, utilisation, for_guests in self._providers.utilisations():
             if name == self._local:
                 self._load.observe(utilisation)
@@ -205,14 +220,14 @@ class Dispatcher:
         offer = await self._succession.next_after(self._now.plan, deadline_s)
         if offer is not None:
             coming = self._put_in_force(offer.plan)
-            coming.hear(reports)
+            coming.hear(reports, network)
             if await self._succession.passes(offer, coming):
                 coming.follow(self._now)
                 self._metrics.changed_plan(local, self._now.routes[local])
                 self._now = coming
             else:
                 complete = False
-        self._now.hear(reports)
+        self._now.hear(reports, network)
         self._now.solve(self.settings.use)
         if (canaries := self._succession.canaries(self._now.plan)) is not None:
             self._canary_watch.consider(self._now, canaries, time.monotonic())

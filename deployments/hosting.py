@@ -110,8 +110,9 @@ class Hosting:
                         partial(_seconds_an_image, call, example, clock), self._sizes
                     )
                     guest = plan.placement[path.local] != self._name
-                    packing = (example[:1].nbytes + call(example[:1]).nbytes) * self._pack_seconds_per_byte
-                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing)
+                    takes, gives = example[:1].nbytes, call(example[:1]).nbytes
+                    packing = (takes + gives) * self._pack_seconds_per_byte
+                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives)
             before = leg
         return made
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from code_ray.breaker import State
+from deployments.network import Network
 from deployments.routes import Route
 
 LATENCIES_MS = [5.0, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000]
@@ -37,6 +38,16 @@ class RouterMetrics:
         self._breaker = Gauge("code_ray_breaker", "A host's circuit breaker: 0 closed, 1 half-open, 2 open", ("provider",))
         self._utilisation = Gauge("code_ray_utilisation", "Share of its time that a provider's server computed", ("provider",))
         self._guests = Gauge("code_ray_kappa_used", "Share of its time that a provider's server computed for guests", ("provider",))
+        edge: Any = ("sender", "receiver")
+        self._bandwidth = Gauge("code_ray_bandwidth_mbit_per_s", "What the network carries from one place to another", edge)
+        self._delay = Gauge("code_ray_delay_ms", "Milliseconds that something small takes there", edge)
+
+    def connected(self, network: Network) -> None:
+        """What each edge of the network carries, as it was measured."""
+        for (sender, receiver), speed in network.speeds.items():
+            tags = {"sender": sender, "receiver": receiver}
+            self._bandwidth.set(8e-6 * speed.bytes_per_second, tags)
+            self._delay.set(1e3 * speed.delay_s, tags)
 
     def attempted(self, service: str, route: Route, outcome: str) -> None:
         """An attempt ended: ``answered``, ``refused`` or ``failed``."""

@@ -15,6 +15,7 @@ from code_ray.policy import ORIGINAL, RatePolicy
 from deployments.batching import Batcher
 from deployments.config import RouterOptions
 from deployments.metrics import RouterMetrics
+from deployments.network import Network
 from deployments.routes import ProviderReport, Refusal, Route, make_routes, solve_rates
 from deployments.shadow import Shadow
 from deployments.worker import Array
@@ -54,13 +55,14 @@ class PlanInForce:
         """Paths that answer their canaries wrongly, with how."""
         self._breakers = breakers
         self._path_deadline_s = options.path_deadline_s
-        # At once: a batch for each leg of a route to work on, and one on the wire.
+        # At once: a batch for each leg of a route to work on, for each edge of the network, and one more.
         self._batchers = {
             route: Batcher(partial(call, service, route), UNTIL_MEASURED, len(route.hops) + 1)
             for service, routes in self.routes.items()
             for route in routes.values()
         }
         self._reports: Mapping[str, ProviderReport] = {}
+        self._network = Network()
         self.reruns = {route.id: route.rerun for route in self.routes[plan.local].values()}
         """The share of images that goes over the original as well, of gated paths as it was lately."""
         self._metrics = metrics
@@ -106,16 +108,17 @@ class PlanInForce:
     async def ask(self, route: Route, images: Array) -> Array | Refusal:
         """Answer ``images`` over the legs of a route, in a batch of what goes the same way."""
         batcher = self._batchers[route]
-        wait = sum(route.work(batcher.waiting_images, self._reports).values())
+        wait = sum(route.work(batcher.waiting_images, self._reports, self._network).values())
         if wait > self._path_deadline_s:
             return Refusal("too many requests wait for a server", wait - self._path_deadline_s)
         return await batcher.run(images)
 
-    def hear(self, reports: Mapping[str, ProviderReport]) -> None:
-        """What the providers tell of themselves: the sizes of batches."""
-        self._reports = reports
+    def hear(self, reports: Mapping[str, ProviderReport], network: Network) -> None:
+        """What the providers tell of themselves, the sizes of batches among it, and what the network carries."""
+        self._reports, self._network = reports, network
         for route, batcher in self._batchers.items():
             if route.is_hosted(reports):
+                batcher.at_once = len(route.hops) + len(network.crossed(hop.provider for hop in route.hops)) + 1
                 batcher.size = max(reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
 
     def solve(self, use: Collection[str] | None) -> None:
@@ -124,7 +127,7 @@ class PlanInForce:
         """
         local, out = self.plan.local, {*self.shadow.withdrawn, *self.quarantined}
         allowed = [replace(route, rerun=self.reruns[route.id]) for route in self.routes[local].values() if route.id not in out]
-        self.rates = solve_rates(allowed, self.plan, self._reports, use)
+        self.rates = solve_rates(allowed, self.plan, self._reports, use, self._network)
         self.policies[local].set_rates(self.rates)
 
     def follow(self, other: PlanInForce) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
+import ray
 import torch
 
 from code_ray.artifact import RunDirectory
@@ -57,6 +58,7 @@ class Provider:
         torch.set_num_threads(options.threads)
         self._name = name
         self._device = choose_device(options)
+        self._turn = ("", 0.0)  # the router that measures the network to here, and until when
         self._hosting = Hosting(name, plan, run.stores_dir / name, specs, options, self._device)
         bucket = ComputeBucket(plan.budgets.get(name, 1.0), options.burst_s, time.monotonic())
         self._worker = LegWorker({}, bucket, options.limits, options.threads)
@@ -64,6 +66,7 @@ class Provider:
         self._asked: dict[str, float] = {}  # when a router with that plan asked last
         self._watch = PlanWatch(name, run, plan)
         self._loading: asyncio.Task[None] | None = None
+        self._node: str = ray.get_runtime_context().get_node_id()
         self._start(plan, origin if origin.root.is_dir() else run)
         logger.info("provider %s is up on %s in %s with %d legs", name, self._device, self._hosting.mode, len(self._worker.legs))
 
@@ -77,14 +80,27 @@ class Provider:
         if (self._loading is None or self._loading.done()) and self._watch.has_changed(now):
             self._loading = asyncio.create_task(self._change_plan())
         self._drop_plans(now)
-        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size) for key, leg in self._worker.legs.items()}
+        hosted = self._worker.legs.items()
+        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size, leg.in_bytes, leg.out_bytes) for key, leg in hosted}
         busy, for_guests = self._worker.busy_seconds()
         mode, plan, refused = str(self._hosting.mode), self._watch.plan.id, self._watch.refused
-        return ProviderReport(self._name, mode, legs, now, busy, for_guests, plan, refused)
+        return ProviderReport(self._name, mode, legs, now, busy, for_guests, plan, refused, self._node)
 
     async def offer(self) -> Offer:
         """The plan that is served, for routers to follow."""
         return self._offer
+
+    async def take_turn(self, router: str, seconds: float) -> bool:
+        """Whether ``router`` may measure the network to here, for so many seconds: one at a time."""
+        now, (holder, until) = time.monotonic(), self._turn
+        if holder != router and now < until:
+            return False
+        self._turn = (router, now + seconds)
+        return True
+
+    async def transfer(self, payload: Array, answer_bytes: int) -> Array:
+        """Answer so many bytes, whatever comes: routers time it."""
+        return np.ones(answer_bytes, np.uint8)
 
     async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
         """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.

@@ -10,7 +10,8 @@ from code_ray.path import InferencePath, Kind, original_path
 from code_ray.plan import Plan, PlannedPath
 from code_ray.policy import ORIGINAL
 from code_ray.runner import walk
-from code_ray.throughput import Limits, PathCost, best_mixture
+from code_ray.throughput import Limits, PathCost, Resource, best_mixture, payload_by_edge
+from deployments.network import ONE_PLACE, Network
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,21 @@ class Refusal:
 
 @dataclass(frozen=True)
 class LegReport:
-    """Seconds per image of a leg on its server, and the batch size at which it runs."""
+    """Seconds per image of a leg on its server, the batch size at which it runs, and bytes an image of what it takes (of the first
+    leg: of uint8 pixels) and hands on.
+    """
 
     seconds: float
     batch_size: int
+    in_bytes: float = 0.0
+    out_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class ProviderReport:
     """What a provider tells routers of itself: the execution mode, the legs it hosts by key; by its clock, at ``at``, the seconds
     that it has computed since it is up, and those of them for guests; the id of the plan that it serves, and why it refuses the one
-    that has taken that one's place in its run directory.
+    that has taken that one's place in its run directory; the id of the node that it is on.
     """
 
     provider: str
@@ -44,6 +49,7 @@ class ProviderReport:
     guest_seconds: float = 0.0
     plan: str = ""
     refused: str | None = None
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,39 +80,52 @@ class Route:
         """Whether every leg is up."""
         return all(hop.provider in reports and hop.key in reports[hop.provider].legs for hop in (*self.hops, *self.rerun_hops))
 
-    def cost(self, reports: Mapping[str, ProviderReport]) -> PathCost:
-        """Measured seconds per image by provider."""
-        seconds: dict[str, float] = {}
-        for share, hops in ((1.0, self.hops), (self.rerun, self.rerun_hops)):
-            for hop in hops:
-                seconds[hop.provider] = seconds.get(hop.provider, 0.0) + share * reports[hop.provider].legs[hop.key].seconds
-        return PathCost(seconds)
+    def cost(self, reports: Mapping[str, ProviderReport], network: Network = ONE_PLACE) -> PathCost:
+        """Measured seconds per image by provider, and bytes by edge of the network."""
+        cost = _cost_of_hops(self.hops, reports, network)
+        return cost.plus(_cost_of_hops(self.rerun_hops, reports, network), self.rerun) if self.rerun_hops else cost
 
-    def work(self, images: int, reports: Mapping[str, ProviderReport]) -> dict[str, float]:
-        """Seconds of each server that so many images take; of a route that is not up, none."""
-        return {name: images * seconds for name, seconds in self.cost(reports).seconds.items()} if self.is_hosted(reports) else {}
+    def work(self, images: int, reports: Mapping[str, ProviderReport], network: Network = ONE_PLACE) -> dict[Resource, float]:
+        """Seconds of each server and edge that so many images take; of a route that is not up, none."""
+        if not self.is_hosted(reports):
+            return {}
+        cost = self.cost(reports, network)
+        servers: dict[Resource, float] = {name: images * seconds for name, seconds in cost.seconds.items()}
+        return servers | {edge: images * seconds for edge, seconds in network.seconds(cost).items()}
+
+
+def _cost_of_hops(hops: Sequence[Hop], reports: Mapping[str, ProviderReport], network: Network) -> PathCost:
+    legs = [(hop.provider, reports[hop.provider].legs[hop.key]) for hop in hops]
+    seconds: dict[str, float] = {}
+    for provider, leg in legs:
+        seconds[provider] = seconds.get(provider, 0.0) + leg.seconds
+    stops = ((network.place_of(provider), leg.out_bytes) for provider, leg in legs)
+    return PathCost(seconds, payload_by_edge(network.home, legs[0][1].in_bytes, stops))
 
 
 class UnderWay:
-    """Seconds of each server that requests under way take, for what the next would wait; a router sees a ``share`` of all."""
+    """Seconds of each server and edge that requests under way take, for what the next would wait; a router sees a ``share`` of all."""
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[Resource, float] = {}
 
-    def add(self, work: Mapping[str, float]) -> None:
-        """A request with so many seconds of work by server began."""
-        for provider, seconds in work.items():
-            self._seconds[provider] = self._seconds.get(provider, 0.0) + seconds
+    def add(self, work: Mapping[Resource, float]) -> None:
+        """A request with so many seconds of work by server and edge began."""
+        for name, seconds in work.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def remove(self, work: Mapping[str, float]) -> None:
+    def remove(self, work: Mapping[Resource, float]) -> None:
         """It ended."""
-        for provider, seconds in work.items():
-            self._seconds[provider] = max(0.0, self._seconds[provider] - seconds)
+        for name, seconds in work.items():
+            self._seconds[name] = max(0.0, self._seconds[name] - seconds)
 
-    def expected(self, route: Route, images: int, reports: Mapping[str, ProviderReport]) -> float:
-        """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs."""
-        return sum(self._seconds.get(name, 0.0) / self._share + seconds for name, seconds in route.work(images, reports).items())
+    def expected(self, route: Route, images: int, reports: Mapping[str, ProviderReport], network: Network = ONE_PLACE) -> float:
+        """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs, and what it
+        hands on is on its way for a while.
+        """
+        waits = (self._seconds.get(name, 0.0) / self._share + seconds for name, seconds in route.work(images, reports, network).items())
+        return sum(waits) + network.delay(hop.provider for hop in route.hops)
 
 
 def provider_deployment(provider: str) -> str:
@@ -149,9 +168,14 @@ def check_use(use: Collection[str] | None, plan: Plan) -> None:
 
 
 def solve_rates(
-    routes: Sequence[Route], plan: Plan, reports: Mapping[str, ProviderReport], use: Collection[str] | None
+    routes: Sequence[Route],
+    plan: Plan,
+    reports: Mapping[str, ProviderReport],
+    use: Collection[str] | None,
+    network: Network = ONE_PLACE,
 ) -> dict[str, float]:
-    """Images a second on each of the local service's routes, by the programme of DESIGN 2.3 with the times of ``reports``.
+    """Images a second on each of the local service's routes, by the programme of DESIGN 2.3 with the times of ``reports`` and the
+    bandwidths of ``network``.
 
     Routes that are not in ``use`` are left out, routes that are not up get 0; where the original itself is not up, all do.
 
@@ -163,7 +187,7 @@ def solve_rates(
     usable = [route for route in allowed if route.is_hosted(reports)]
     if not usable or usable[0].id != ORIGINAL:
         return rates
-    costs = [route.cost(reports) for route in usable]
-    limits = Limits(plan.budgets, plan.loss_points)
+    costs = [route.cost(reports, network) for route in usable]
+    limits = Limits(plan.budgets, plan.loss_points, network.bandwidth)
     mixture = best_mixture(costs, [route.accuracy for route in usable], usable[0].accuracy, limits)
     return rates | {route.id: rate for route, rate in zip(usable, mixture.rates, strict=True)}

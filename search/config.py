@@ -67,6 +67,7 @@ class SearchConfig(BaseModel):
     data: str
     hosts: dict[str, HostConfig] = Field(min_length=0)
     providers: dict[str, str] = {}
+    bandwidth_mbit_per_s: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
     kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
     min_lout: int = Field(0, ge=0)
     ranks: tuple[int | None, ...] = (None,)
@@ -109,10 +110,22 @@ class SearchConfig(BaseModel):
             raise ValueError(f"'rungs' {list(self.rungs)} must rise, between the first and the last of {self.recipe.total_steps} steps")
         if wrong := [name for name in self.placement.values() if not _PROVIDER_NAME.fullmatch(name)]:
             raise ValueError(f"provider {wrong[0]!r} cannot name a folder; use letters, digits, '.', '_' and '-' in 'providers'")
+        ends = {name for sender, to in self.bandwidth_mbit_per_s.items() for name in (sender, *to)}
+        if unknown := ends - {*self.placement.values()}:
+            raise ValueError(
+                f"'bandwidth_mbit_per_s' names {sorted(unknown)}; the providers are {', '.join(sorted({*self.placement.values()}))}"
+            )
+        if within := [sender for sender, to in self.bandwidth_mbit_per_s.items() if sender in to]:
+            raise ValueError(f"'bandwidth_mbit_per_s' leads from provider {within[0]!r} to itself; take that entry out")
         by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)
         if shared := [provider for provider, count in by_default.items() if count > 1]:
             raise ValueError(f"two service folders are called {shared[0]!r}; say in 'providers' whose each of them is")
         return self
+
+    @property
+    def bandwidth(self) -> dict[tuple[str, str], float]:
+        """Bytes a second over each limited network edge, (from provider, to provider)."""
+        return {(sender, to): rate * 1e6 / 8 for sender, edges in self.bandwidth_mbit_per_s.items() for to, rate in edges.items()}
 
     @property
     def placement(self) -> dict[str, str]:

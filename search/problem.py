@@ -132,7 +132,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     say(f"original: {100 * accuracy_original:.2f} % on validation, {1 / profile.original_seconds(config.local):.0f} images a second")
     provider = config.placement[config.local]
     budgets = {config.placement[name]: host.kappa for name, host in config.hosts.items()} | {provider: 1.0}
-    limits = Limits(budgets, config.loss_points)
+    limits = Limits(budgets, config.loss_points, config.bandwidth)
     origin = Candidate(original, profile.cost(original, services))
     objective = _objective(config, origin, accuracy_original, limits, provider)
     wide = None
@@ -143,7 +143,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     else:
         paths = space.paths() if inputs.vectors is None else inputs.vectors
         entries = (Candidate(path, profile.cost(path, services)) for path in paths)
-        candidates = tuple(entry for entry in entries if is_faster(entry, origin, provider, budgets))
+        candidates = tuple(entry for entry in entries if is_faster(entry, origin, provider, limits))
         faster = len(candidates)
     enumerated = len(space) if inputs.vectors is None else len(inputs.vectors)
     say(f"{enumerated} paths enumerated, {faster} of them can serve more than the original alone")

@@ -16,7 +16,7 @@ from code_ray.objective import Known, PaperObjective
 from code_ray.path import InferencePath
 from code_ray.reward import Reward
 from code_ray.space import Candidate
-from code_ray.throughput import cycle_throughput, host_efficiency
+from code_ray.throughput import PathCost, cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.findings import Findings
 from search.html import report_page
@@ -172,13 +172,14 @@ def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]
     original = arm.paths[0]
     objective = problem.objective
     cost, accuracy = known.get(path, (objective.original.cost, problem.accuracy_original))
-    tau_l, tau_h = cost.at(objective.local_provider), cost.elsewhere(objective.local_provider)
+    home = objective.local_provider
+    tau_l, tau_h = cost.at(home), cost.elsewhere(home)
     settings = problem.config.reward
     reward = Reward(problem.accuracy_original - settings.accuracy_min_below_original / 100, settings.steepness, settings.exponent)
-    paper = PaperObjective(objective.original, problem.accuracy_original, objective.limits, objective.local_provider, reward)
+    paper = PaperObjective(objective.original, problem.accuracy_original, objective.limits, home, reward)
     f_path = float(paper.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) if path != original else paper.original_value
     costs = {p: c for p, (c, _) in known.items()} | {original: objective.original.cost}
-    hosts = set(objective.limits.budgets) - {objective.local_provider}
+    used = objective.limits.used(arm.mixture, [costs[p] for p in arm.paths])
     return {
         "vector": list(path.vector),
         "kind": path.kind,
@@ -188,21 +189,22 @@ def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]
         "accuracy_test": float(hits[path].mean()),
         "accuracy_original_test": float(hits[original].mean()),
         "throughput_ratio": arm.throughput_ratio,
-        "throughput_ratio_cycle": _cycle_ratio(problem, path, tau_l, tau_h),
+        "throughput_ratio_cycle": _cycle_ratio(problem, path, cost),
         "average_accuracy_loss_points": test_loss(arm, hits)[0],
         "reward": f_path,
         "reward_original": paper.original_value,
-        "host_share": max((arm.mixture.load(host, [costs[p] for p in arm.paths]) for host in hosts), default=0.0),
+        "host_share": max((share for name, share in used.items() if isinstance(name, str) and name != home), default=0.0),
+        "network_share": max((share for edge, share in used.items() if isinstance(edge, tuple)), default=None),
         "host_efficiency": host_efficiency(objective.original_seconds, tau_l, tau_h),
     }
 
 
-def _cycle_ratio(problem: Problem, path: InferencePath, tau_l: float, tau_h: float) -> float:
+def _cycle_ratio(problem: Problem, path: InferencePath, cost: PathCost) -> float:
     """The pair's ratio by the second reading of b_l and b_h, 32 each (DESIGN 2.3): for comparison."""
     if path.kind == "original":
         return 1.0
-    t0, kappa = problem.objective.original_seconds, min(problem.objective.limits.budgets.values())
-    return float(t0 * cycle_throughput(t0, np.array([tau_l]), np.array([tau_h]), kappa, own=32, offloaded=32)[0])
+    t0, pair = problem.objective.original_seconds, problem.objective.pair_seconds([Candidate(path, cost)])
+    return float(t0 * cycle_throughput(t0, *pair, 1.0, own=32, offloaded=32)[0])
 
 
 def _accuracies(problem: Problem, arm: Arm, known: Known) -> dict[str, float]:

@@ -18,8 +18,10 @@ from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, load_leg_links
 from code_ray.policy import ORIGINAL
+from code_ray.profiling import hop_bytes
 from code_ray.runner import walk
-from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput
+from code_ray.space import Candidate
+from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput, payload_by_edge
 from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
 from search.distilled import distilled_paths
@@ -119,18 +121,31 @@ def frontiers(problem: Problem, known: Known) -> dict[str, tuple[list[float], li
 
 
 def replica_summaries(problem: Problem, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
-    """A full copy of the local model on each host's share, all weights revealed: ratio 1 + sum of kappa at no loss; and of the arms
-    without a host, links or small network included.
+    """A full copy of the local model on each host's share, all weights revealed: ratio 1 + sum of kappa at no loss, where the network
+    carries so many images; and of the arms without a host, links or small network included.
     """
-    copies = 1 + sum(host.kappa for host in problem.config.hosts.values())
+
+    def ratio(alone: float) -> float:
+        return alone + sum(min(share * alone, _carried(problem, name)) for name, share in limits.budgets.items() if name != home)
+
+    limits, home = problem.plan_objective.limits, problem.plan_objective.local_provider
     return {
         ("replica" if name == "original" else f"replica_{name}"): {
-            "throughput_ratio": copies * arms[name].throughput_ratio,
+            "throughput_ratio": ratio(arms[name].throughput_ratio),
             "average_accuracy_loss_points": arms[name].loss_points,
         }
         for name in ("original", "host_free", "distilled")
         if name in arms
     }
+
+
+def _carried(problem: Problem, provider: str) -> float:
+    """How many times Th_0 images fit on the network to a provider, and their logits on the way back."""
+    objective, local = problem.plan_objective, problem.services[problem.config.local]
+    home, mode = objective.local_provider, problem.profile.mode_of(objective.local_provider)
+    sent = payload_by_edge(home, hop_bytes(local, 0, mode), [(provider, hop_bytes(local, local.num_blocks, mode))])
+    bandwidth = objective.limits.bandwidth
+    return min((bandwidth[edge] / size for edge, size in sent.items() if edge in bandwidth), default=math.inf) * objective.original_seconds
 
 
 def arm_at(problem: Problem, known: Known, speedup: float) -> Arm | None:
@@ -176,9 +191,8 @@ def deployed(problem: Problem, campaign: Campaign) -> Arm:
     if winner is None or alone[winner] <= objective.original_value:
         return best_arm(problem, {})
     cost, accuracy = known[winner]
-    tau_h = max((s / objective.limits.budgets[p] for p, s in cost.seconds.items() if p != objective.local_provider), default=0.0)
-    th_l, th_h = pair_throughput(objective.original_seconds, cost.at(objective.local_provider), tau_h, 1.0)
-    mixture = Mixture((float(th_l), float(th_h)))
+    th_l, th_h = pair_throughput(objective.original_seconds, *objective.pair_seconds([Candidate(winner, cost)]), 1.0)
+    mixture = Mixture((float(th_l[0]), float(th_h[0])))
     loss = mixture.average_loss_points([problem.accuracy_original, accuracy], problem.accuracy_original)
     return Arm((objective.original.path, winner), mixture, mixture.throughput * objective.original_seconds, loss)
 

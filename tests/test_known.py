@@ -67,6 +67,18 @@ def test_a_new_plan_of_what_is_known_takes_other_limits_and_trains_nothing(runs:
     assert (runs / "strict" / "profile.json").read_bytes() == (runs / "first" / "profile.json").read_bytes()
 
 
+def test_a_new_plan_of_what_is_known_keeps_to_another_network(runs: Path) -> None:
+    before = json.loads((runs / "first" / "result.json").read_text())
+    assert before["best"]["network_share"] is None
+    edges = {"alexnet-digits": {"alexnet-fashion": 0.001}, "alexnet-fashion": {"alexnet-digits": 0.001}}
+    after = search(runs, "by modem", "first", train=False, bandwidth_mbit_per_s=edges)
+    assert 0 <= after["best"]["network_share"] <= 1 + 1e-6
+    assert after["deployed"]["throughput_ratio"] <= before["deployed"]["throughput_ratio"] + 1e-9
+    # A copy of the model on the host is of use for as many images as come there: two a second.
+    assert 1 < after["arms"]["replica"]["throughput_ratio"] < 1.1
+    assert before["arms"]["replica"]["throughput_ratio"] == pytest.approx(2.0)
+
+
 def test_a_plan_of_known_paths_has_their_links(runs: Path) -> None:
     search(runs, "again", "first", train=False, loss_points=50.0)
     links = {file.relative_to(runs / "first") for file in (runs / "first" / "stores").rglob("*.safetensors")}

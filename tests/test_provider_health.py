@@ -1,4 +1,4 @@
-"""What Serve hears when it asks a provider for its health: that a real leg runs, or why the replica is to be replaced."""
+"""What Serve hears when it asks a provider for its health: that a real leg runs, or why the replica is to be replaced; and routers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -73,3 +73,23 @@ def test_a_server_whose_every_chunk_fails_is_replaced_and_one_that_failed_once_i
     answer = asyncio.run(provider.run(original, images))
     assert isinstance(answer, np.ndarray)
     assert provider._worker.failed_in_a_row == 0
+
+
+def test_a_server_tells_what_its_legs_send_and_lets_one_router_at_a_time_measure_the_network(
+    provider: Provider, served_run: Run, digits: DataSet
+) -> None:
+    key, images = served_run.planned("cross").leg_key(0), digits.test.images[:BATCH]
+
+    async def ask() -> None:
+        report = await provider.describe()
+        sent = await provider.run(key, images)
+        assert isinstance(sent, np.ndarray)
+        assert (report.legs[key].in_bytes, report.legs[key].out_bytes) == (images.nbytes / BATCH, sent.nbytes / BATCH)
+        assert report.node == ray.get_runtime_context().get_node_id()
+        assert (await provider.transfer(images, 5000)).nbytes == 5000
+        assert await provider.take_turn("first", 60.0)
+        assert not await provider.take_turn("second", 60.0)
+        assert await provider.take_turn("first", 0.0)
+        assert await provider.take_turn("second", 60.0)
+
+    asyncio.run(ask())

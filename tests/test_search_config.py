@@ -69,6 +69,18 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"providers": {"alexnet-digits": "../sp1"}},
         r"ConfigError: .*provider '../sp1' cannot name a folder",
     ),
+    "bandwidth of a provider that is not there": (
+        {"bandwidth_mbit_per_s": {"alexnet-digits": {"sp2": 50}}},
+        r"ConfigError: .*'bandwidth_mbit_per_s' names \['sp2'\]; the providers are alexnet-digits",
+    ),
+    "bandwidth within a provider": (
+        {"bandwidth_mbit_per_s": {"alexnet-digits": {"alexnet-digits": 50}}},
+        r"ConfigError: .*'bandwidth_mbit_per_s' leads from provider 'alexnet-digits' to itself",
+    ),
+    "no bandwidth at all": (
+        {"bandwidth_mbit_per_s": {"alexnet-digits": {"alexnet-digits": 0}}},
+        r"ConfigError: .*bandwidth_mbit_per_s.alexnet-digits.alexnet-digits: .*greater than 0 \(given: 0\)",
+    ),
     "original as a kind": ({"kinds": ["original"]}, r"ConfigError: .*'kinds' cannot hold 'original'"),
     "unknown service": ({"local": "alexnet"}, r"ServiceError: no service is called 'alexnet'; there are: .*alexnet-digits"),
     "unknown host": ({"hosts": {"resnet": {}}}, r"ServiceError: no service is called 'resnet'; there are: "),

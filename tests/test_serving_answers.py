@@ -182,6 +182,7 @@ def test_metadata_tells_shapes_dtypes_and_every_path_with_its_share(client: Clie
     assert {p["id"]: p["kind"] for p in paths} == {served_run.id_of(name): served_run.paths[name].kind for name in VECTORS}
     assert sum(p["share"] for p in paths) == pytest.approx(1.0)
     assert sum(p["images_per_second"] for p in paths) > 0
+    assert content["parameters"]["network"] == []  # all on one node
     json.dumps(content)
 
 

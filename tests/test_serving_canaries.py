@@ -20,6 +20,7 @@ from deployments import build_app
 from deployments.canary_watch import EVERY_S, CanaryWatch
 from deployments.config import AppOptions, RouterOptions
 from deployments.metrics import RouterMetrics
+from deployments.network import Network
 from deployments.plan_in_force import PlanInForce
 from deployments.routes import LegReport, ProviderReport, Refusal, Route, make_routes
 from deployments.worker import Array
@@ -76,7 +77,7 @@ class Answers:
         self.plan = PlanInForce(
             run.plan, {LOCAL: 6, "host": 6}, RouterOptions(), {"beta": Breaker()}, self._call, RouterMetrics(), lambda: None
         )
-        self.plan.hear({name: ProviderReport(name, "float32", found) for name, found in legs.items()})
+        self.plan.hear({name: ProviderReport(name, "float32", found) for name, found in legs.items()}, Network())
         self.plan.solve(None)
         self.watch = CanaryWatch(5.0, RouterMetrics(), self._changed)
 

@@ -39,9 +39,8 @@ def forecast(features: FloatArray) -> FloatArray:
 
 def promises(objective: Objective, known: Known) -> FloatArray:
     """What each path of the space may add, looked at one by one: the expectation of the bound over a forecast's three nodes."""
-    order = [COSTS.providers.index(provider) for provider in objective.limits.budgets]
     bound, now = objective.upper_bound(known), objective.value(known)
-    mean, seconds = forecast(SPACE.features(ROWS)), COSTS.seconds(ROWS)[:, order]
+    mean, seconds = forecast(SPACE.features(ROWS)), COSTS.taken(ROWS, objective.limits)
     values = [
         weight * np.log(np.maximum(bound(seconds, objective.accuracies(np.maximum(from_z(mean + node * STD), 0.0))) / now, 1.0))
         for node, weight in ((-np.sqrt(3), 1 / 6), (0.0, 2 / 3), (np.sqrt(3), 1 / 6))

@@ -33,15 +33,14 @@ def best() -> float:
 def test_a_start_is_faster_than_the_original_spread_over_the_space_and_as_large_as_asked() -> None:
     space = wide(400)
     start = space.start()
-    budgets = OBJECTIVE.limits.budgets
     assert 300 <= len(start) <= 400
-    assert all(is_faster(candidate, ORIGINAL, "local", budgets) for candidate in start)
+    assert all(is_faster(candidate, ORIGINAL, "local", OBJECTIVE.limits) for candidate in start)
     assert {path.kind for path in (c.path for c in start)} == {"cross", "skip", "exit", "probe"}
     assert {path.hosts for path in (c.path for c in start)} == {(), ("near",), ("far",)}
 
 
 def test_faster_paths_are_counted_as_a_search_of_all_counts_them() -> None:
-    faster = [p for p in SPACE.paths() if is_faster(Candidate(p, cost(p)), ORIGINAL, "local", OBJECTIVE.limits.budgets)]
+    faster = [p for p in SPACE.paths() if is_faster(Candidate(p, cost(p)), ORIGINAL, "local", OBJECTIVE.limits)]
     assert wide(400).faster == len(faster)
 
 

@@ -39,7 +39,7 @@ def _costs() -> CostTable:
         )
         for name, scale in (("near", 5e-4), ("far", 1e-3))
     ]
-    return CostTable("local", ("local", *HOSTS), summed(1e-3), links(1, BLOCKS, BLOCKS), links(BLOCKS), tuple(hosts))
+    return CostTable("local", ("local", *HOSTS), summed(1e-3), links(1, BLOCKS, BLOCKS), links(BLOCKS), tuple(hosts), 1.0)
 
 
 COSTS = _costs()

@@ -84,8 +84,8 @@ class Table:
 
     def faster(self, setting: Setting) -> list[Candidate]:
         """P' of Algorithm 1."""
-        budgets = {self.pair.host: setting.kappa, self.pair.local: 1.0}
-        return [c for c in self.candidates if is_faster(c, self.original, self.pair.local, budgets)]
+        limits = self.objective(setting).limits
+        return [c for c in self.candidates if is_faster(c, self.original, self.pair.local, limits)]
 
     def best(self, setting: Setting, restart: int) -> float:
         """Value of the plan that an exhaustive search returns."""
