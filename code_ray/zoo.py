@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from code_ray.blocks import split
+from code_ray.blocks import cut_layers
 from code_ray.errors import ServiceError
+from code_ray.own_service import BUILDER, build_split_model
 from code_ray.service import Builder, Service, load_service
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -74,7 +75,7 @@ def build_alexnet(num_classes: int, widths: tuple[int, int, int, int, int] = (64
     layers += [nn.Conv2d(c, d, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3)]
     layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(e * 4, 2 * e), nn.ReLU(), nn.Linear(2 * e, num_classes)]
-    return split(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
+    return cut_layers(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
 
 
 def build_efficientnet_lite0(num_classes: int = 1000) -> nn.ModuleList:
@@ -96,6 +97,7 @@ BUILDERS: dict[str, Builder] = {
     "fashion_cnn": build_fashion_cnn,
     "alexnet": build_alexnet,
     "efficientnet_lite0": build_efficientnet_lite0,
+    BUILDER: build_split_model,
 }
 
 

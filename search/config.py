@@ -142,16 +142,19 @@ def read_config(file: Path) -> SearchConfig:
 
 
 def _with_whole_folders(content: dict[str, Any]) -> dict[str, Any]:
-    """Service folders as absolute paths: workers run elsewhere."""
+    """Service folders and data files as absolute paths: workers run elsewhere."""
 
     def whole(name: Any) -> Any:
         return str(Path(name).resolve()) if isinstance(name, str) and name not in ZOO and Path(name).is_dir() else name
 
-    named = {
+    named: dict[str, Any] = {
         key: {whole(name): entry for name, entry in content[key].items()}
         for key in ("hosts", "providers")
         if isinstance(content.get(key), dict)
     }
+    data = content.get("data")
+    if isinstance(data, str) and Path(data).is_file():
+        named["data"] = str(Path(data).resolve())
     return content | named | ({"local": whole(content["local"])} if "local" in content else {})
 
 
