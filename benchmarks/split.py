@@ -14,7 +14,7 @@ import csv
 import gc
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from code_ray.recording import the_logits
 from code_ray.splitting import split
 
 NUM_BLOCKS = 6
-SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
+SIDES = (64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 SAMPLES = 2
 LISTED = 12
 """Of a timm module, how many models, the first listed, are compared for size."""
 
 MODES = (ExecutionMode(channels_last=True), ExecutionMode("bfloat16", channels_last=True))
 NOISE = 0.05
+UNFORESEEN = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 SMALL_TEXT = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512, "num_labels": 10}
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,11 +90,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "split.csv"
     done = {row["family"] for row in csv.DictReader(file.open())} if file.exists() else set()
-    for case in cases(done):
-        if options.only in case.family:
-            row = try_case(case)
-            append(file, row)
-            print(f"{row.family:45} {row.model:40} {row.failed or f'{row.places} places, {row.seconds:.1f} s'}", flush=True)
+    for case in cases(lambda family: family not in done and options.only in family):
+        row = try_case(case)
+        append(file, row)
+        print(f"{row.family:45} {row.model:40} {row.failed or f'{row.places} places, {row.seconds:.1f} s'}", flush=True)
     rows = list(csv.DictReader(file.open()))
     failed = [row for row in rows if row["failed"]]
     print(f"{len(rows) - len(failed)} of {len(rows)} cut; {100 * len(failed) / max(1, len(rows)):.1f} % are not:")
@@ -101,19 +101,19 @@ def main() -> None:
         print(f"  {entry['family']} ({entry['model']}): {entry['failed']}")
 
 
-def cases(done: set[str]) -> Iterator[Case]:
-    """The models, but for families that are done."""
+def cases(wanted: Callable[[str], bool]) -> Iterator[Case]:
+    """The models of the families that are wanted."""
     import timm
     from torchvision import models
 
     for name in models.list_models(models):
-        if f"torchvision:{name}" not in done:
-            yield Case(f"torchvision:{name}", f"torchvision:{name}", {"image_size": 4 * int(name[-2:])} if name.startswith("vit_") else {})
+        if wanted(f"torchvision:{name}"):
+            yield Case(f"torchvision:{name}", f"torchvision:{name}", {"image_size": 8 * int(name[-2:])} if name.startswith("vit_") else {})
     for module in timm.list_modules():
-        if f"timm:{module}" not in done and timm.list_models(module=module):
+        if wanted(f"timm:{module}") and timm.list_models(module=module):
             yield Case(f"timm:{module}", f"timm:{smallest(timm.list_models(module=module))}")
     for name, (kind, args) in ENCODERS.items():
-        if f"transformers:{name}" not in done:
+        if wanted(f"transformers:{name}"):
             yield Case(f"transformers:{name}", f"transformers:{kind}", args, is_text=kind != "vit")
 
 
@@ -135,8 +135,8 @@ def try_case(case: Case) -> Row:
     torch.manual_seed(0)
     try:
         return check(case, started)
-    except CodeRayError as error:
-        return Row(case.family, case.model, seconds=time.perf_counter() - started, failed=str(error))
+    except (CodeRayError, *UNFORESEEN) as error:
+        return Row(case.family, case.model, seconds=time.perf_counter() - started, failed=f"{type(error).__name__}: {error}")
     finally:
         gc.collect()
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from code_ray.data import load_data
 from code_ray.errors import CodeRayError, ConfigError, ServiceError, first_problem
 from code_ray.libraries import build_model
-from code_ray.service import Preprocessing, Service, build_service
+from code_ray.service import Preprocessing, Service, build_service, services_dir
 from code_ray.splitting import cut_at, split
 
 BUILDER = "split_model"
@@ -145,16 +145,17 @@ def main() -> int:
     """Make a service folder and say what is in it."""
     parser = argparse.ArgumentParser(prog="python -m code_ray.own_service", description="Make a service folder of a model of your own.")
     parser.add_argument("config", type=Path, help="the service as YAML, see docs/own_service.md")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, help="folder to write (default: where services of your own are found by their names)")
     options = parser.parse_args()
     try:
         service = service_from_config(options.config)
     except CodeRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    service.save(options.out)
+    folder = options.out or services_dir() / service.name
+    service.save(folder)
     cuts = ", ".join(service.spec.builder_args["boundaries"])
-    print(f"{options.out}: {service.name!r}, {service.num_blocks} blocks, cut behind {cuts}")
+    print(f"{folder}: {service.name!r}, {service.num_blocks} blocks, cut behind {cuts}")
     return 0
 
 

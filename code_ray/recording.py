@@ -25,6 +25,9 @@ CONTAINERS = (
 )
 """Modules of torch that are looked into; all others are called whole, as ``torch.fx`` does."""
 
+METHODS = {value: name for name in dir(Tensor) if callable(value := getattr(Tensor, name))}
+"""Names of tensors' methods; some go by the name of another (``__pow__`` says it is ``pow``)."""
+
 READS = {"item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__contains__", "equal", "allclose"}
 """Functions that tell Python what a tensor holds: what follows may depend on it, unseen."""
 
@@ -37,18 +40,19 @@ def record(model: nn.Module, example: Tensor) -> Recording:
     Raises:
         SplitError: where the model does not run, or its course depends on what cannot be followed.
     """
-    leaves: set[str] = set()
+    whole: set[type[nn.Module]] = set()
     while True:
         try:
-            first = _run(model, _batch(example, FIRST_BATCH), leaves)
-            return unify(first, _run_again(model, example, leaves))
+            first = _run(model, _batch(example, FIRST_BATCH), whole)
+            return unify(first, _run_again(model, example, whole))
         except Untraceable as error:
-            if error.path in leaves or not error.path:
+            kind = type(model.get_submodule(error.path))
+            if kind in whole or not error.path:
                 where = f"module {error.path!r}" if error.path else "the model's own forward"
                 raise SplitError(
                     f"{where} cannot be followed: {error}; give it as a module of its own, or write it with torch functions"
                 ) from error
-            leaves.add(error.path)
+            whole.add(kind)  # what is so in one layer is so in all like it
 
 
 def write_at(value: Tensor, index: Any, new: Any) -> Tensor:
@@ -57,22 +61,26 @@ def write_at(value: Tensor, index: Any, new: Any) -> Tensor:
     return value
 
 
+def _behind(value: Tensor, _: Tensor) -> Tensor:
+    return value
+
+
 def _batch(example: Tensor, size: int) -> Tensor:
     return example[torch.arange(size) % len(example)].clone()
 
 
-def _run_again(model: nn.Module, example: Tensor, leaves: set[str]) -> Run:
+def _run_again(model: nn.Module, example: Tensor, whole: set[type[nn.Module]]) -> Run:
     """The second run, in double precision where the model allows that."""
     batch = _batch(example, SECOND_BATCH)
     try:
-        return _run(copy.deepcopy(model).double(), batch.double() if batch.is_floating_point() else batch, leaves)
+        return _run(copy.deepcopy(model).double(), batch.double() if batch.is_floating_point() else batch, whole)
     except SplitError:
-        return _run(model, batch, leaves)
+        return _run(model, batch, whole)
 
 
 @torch.no_grad()
-def _run(model: nn.Module, batch: Tensor, leaves: set[str]) -> Run:
-    recorder = _Recorder(model, batch, leaves)
+def _run(model: nn.Module, batch: Tensor, whole: set[type[nn.Module]]) -> Run:
+    recorder = _Recorder(model, batch, whole)
     try:
         return recorder.run()
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError, NotImplementedError) as error:
@@ -88,11 +96,11 @@ def _run(model: nn.Module, batch: Tensor, leaves: set[str]) -> Run:
 class _Recorder(TorchFunctionMode):
     """Sees each torch function while the model runs, and its modules through torch's global hooks."""
 
-    def __init__(self, model: nn.Module, batch: Tensor, leaves: set[str]) -> None:
+    def __init__(self, model: nn.Module, batch: Tensor, whole: set[type[nn.Module]]) -> None:
         super().__init__()
         self._model, self._batch = model, batch
         self._paths = {module: path for path, module in reversed(list(model.named_modules()))}
-        self._whole = {module for module, path in self._paths.items() if path and (path in leaves or _is_torchs_own(module))}
+        self._whole = {module for module, path in self._paths.items() if path and (type(module) in whole or _is_torchs_own(module))}
         self._held = {id(t): name for name, t in (*model.named_buffers(), *model.named_parameters())}
         self._refs: dict[int, Ref] = {}
         self._dependent: set[Ref] = set()  # on the input
@@ -127,17 +135,19 @@ class _Recorder(TorchFunctionMode):
         described = self._described(args), self._described(kwargs)
         if name in READS and self._depends(described):
             raise Untraceable(self._path, f"its course may depend on values, which it reads by {name.strip('_')!r}")
+        version = args[0]._version if args and isinstance(args[0], Tensor) else 0
         result = func(*args, **kwargs)
+        written = bool(args) and isinstance(args[0], Tensor) and args[0]._version != version
         if name == "__setitem__":
-            self._note("function", write_at, described, args[0])
+            self._note("function", write_at, described, args[0], written)
         elif not _holds_tensors(result):
             pass
         elif name == "__get__":
             self._note("function", getattr, ((described[0][0], func.__self__.__name__), {}), result)
-        elif getattr(torch.Tensor, name, None) is func:
-            self._note("method", name, described, result)
+        elif func in METHODS:
+            self._note("method", METHODS[func], described, result, written)
         else:
-            self._note("function", func, described, result)
+            self._note("function", func, described, result, written)
         return result
 
     def _watch(self, on: bool) -> None:
@@ -180,13 +190,17 @@ class _Recorder(TorchFunctionMode):
                 self._alive.append(value)
                 self._origin.setdefault(id(value), path)
 
-    def _note(self, kind: Any, target: Any, described: tuple[Any, Any], result: Any) -> None:
+    def _note(self, kind: Any, target: Any, described: tuple[Any, Any], result: Any, written: bool = False) -> None:
         made = self._made()
         if self._depends(described):
             self._dependent.add(made)
         self._run.steps.append(Step(kind, target, tuple(described[0]), dict(described[1]), made, self._path))
         if isinstance(result, Tensor):
             self._register(result, made)
+            base = result._base
+            if written and base is not None and id(base) in self._refs:
+                # Written through a view: what it is a view of is another from here on.
+                self._note("function", _behind, ((self._refs[id(base)], made), {}), base)
         else:
             for key, value in result.items() if isinstance(result, dict) else enumerate(result):
                 if _holds_tensors(value):

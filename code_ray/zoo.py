@@ -1,4 +1,4 @@
-"""Built-in services by name.
+"""Services by name: the built-in ones, and those of one's own below ``services_dir()``.
 
 ========================  ======================================================  ==============
 name                      what it is                                              weights
@@ -13,6 +13,7 @@ name                      what it is                                            
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from code_ray.blocks import cut_layers
 from code_ray.errors import ServiceError
 from code_ray.own_service import BUILDER, build_split_model
-from code_ray.service import Builder, Service, load_service
+from code_ray.service import Builder, Service, load_service, services_dir
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
@@ -124,15 +127,24 @@ ZOO: dict[str, Callable[[], Path]] = {
 }
 
 
+def named_folder(name: str) -> Path | None:
+    """The folder of the service that goes by that name here, if there is one."""
+    if name in ZOO:
+        return ZOO[name]()
+    own = services_dir() / name
+    return own if _NAME.fullmatch(name) and (own / "service.json").is_file() else None
+
+
 @lru_cache(maxsize=8)
 def get_service(name_or_folder: str) -> Service:
-    """The built-in service of that name, or the one in that folder.
+    """The service of that name, built in or of one's own, or the one in that folder.
 
     Raises:
         ServiceError: for a name that is neither, or a folder that is not a service.
     """
-    if name_or_folder in ZOO:
-        return load_service(ZOO[name_or_folder](), BUILDERS)
-    if Path(name_or_folder).is_dir():
-        return load_service(Path(name_or_folder), BUILDERS)
-    raise ServiceError(f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder")
+    folder = named_folder(name_or_folder) or Path(name_or_folder)
+    if folder.is_dir():
+        return load_service(folder, BUILDERS)
+    raise ServiceError(
+        f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder; those in {services_dir()} go by their names"
+    )
