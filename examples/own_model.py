@@ -33,7 +33,7 @@ def main() -> None:
     # What you have: a model, images with labels, and how images become its input.
     digits = load_data("digits")
     images, labels = torch.from_numpy(digits.train.images.copy()), torch.from_numpy(digits.train.labels)
-    preprocessing = code_ray.Preprocessing(image_shape=(28, 28), channels=3, size=(32, 32), mean=(0.3,) * 3, std=(0.35,) * 3)
+    preprocessing = code_ray.Preprocessing(image_shape=(28, 28), channels=3, size=(48, 48), mean=(0.3,) * 3, std=(0.35,) * 3)
     model = resnet18(num_classes=10)
     train(model, preprocessing.apply(images), labels, options.epochs)
 

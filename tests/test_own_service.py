@@ -28,6 +28,9 @@ from code_ray.service import Preprocessing, Service
 from code_ray.zoo import get_service
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
+from examples import own_model
+from search.config import read_config
+from search.problem import load_inputs
 
 READER = '''
 import torch
@@ -189,6 +192,15 @@ def test_it_is_searched_for_served_and_asked(own_services: dict[str, Service], d
     assert first.labels == [LABELS[i] for i in expected.argmax(1)]
     assert np.mean([LABELS[i] == label for i, label in zip(digits.test.labels, first.labels, strict=False)]) > 0.8
     assert all(set(answer.labels) <= set(LABELS) for answer in answers.values())
+
+
+def test_the_worked_example_leaves_a_service_and_a_search_that_can_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["own_model", "--out", str(tmp_path), "--epochs", "0"])
+    own_model.main()
+    inputs = load_inputs(read_config(tmp_path / "search.yaml"))
+    assert inputs.services[own_model.NAME].num_blocks == 6
+    assert len(inputs.data.train) == 810
+    assert len(inputs.space) > 100
 
 
 def test_code_is_imported_only_where_the_operator_allows_it(own_services: dict[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 import code_ray
-from benchmarks.split import ENCODERS, Case, disturb, try_case
+from benchmarks.split import Case, disturb, try_case
 from code_ray.blocks import ExecutionMode, content_hash, measure_boundaries, optimise
 from code_ray.errors import SplitError
 from code_ray.grouping import equal_groups
@@ -190,6 +190,7 @@ FOLLOWED = {
     "a shape with the batch in it": lambda x: x.reshape(x.shape[0] * 2, 2, *x.shape[2:]).reshape(-1, 4, *x.shape[2:]),
     "numbers made for the batch": lambda x: x + torch.arange(len(x), device=x.device).to(x.dtype).view(-1, 1, 1, 1) * 0,
     "written in place": lambda x: written(torch.zeros_like(x), x),
+    "written through a view": lambda x: x * written_through(torch.ones(4, 1, 1)),
     "a course by values": lambda x: x * 2 if float(x.mean()) > 0.3 else x,
     "what torch does not see": lambda x: torch.from_numpy(x.numpy() * 2),
 }
@@ -199,6 +200,11 @@ def written(empty: Tensor, value: Tensor) -> Tensor:
     empty[:, ::2] = value[:, 1::2]
     empty += 1
     return empty
+
+
+def written_through(ones: Tensor) -> Tensor:
+    ones[1:3].mul_(3)
+    return ones
 
 
 @pytest.mark.parametrize("function", FOLLOWED.values(), ids=FOLLOWED.keys())
@@ -241,5 +247,16 @@ def test_more_blocks_than_there_are_places_for_is_an_error_that_says_how_many_th
         code_ray.split(small_cnn(), torch.rand(2, 3, 16, 16), num_blocks=9)
 
 
-def test_the_encoders_of_the_benchmark_are_five() -> None:
-    assert len(ENCODERS) == 5
+class _TwoStreams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = small_cnn(), small_cnn()
+
+    def forward(self, value: Tensor) -> Tensor:
+        logits: Tensor = self.one(value) + self.other(value)
+        return logits
+
+
+def test_two_streams_from_end_to_end_are_no_blocks() -> None:
+    with pytest.raises(SplitError, match="nowhere does a single tensor cross: two streams or more"):
+        code_ray.split(_TwoStreams(), torch.rand(2, 3, 16, 16))
