@@ -7,6 +7,7 @@ libraries. Each call of a torch function is a *step*, and so is each call of one
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,7 +110,7 @@ class _Recorder(TorchFunctionMode):
         self._stack: list[str] = []
         self._depth = 0
         self._calls: dict[str, int] = {}
-        self._args: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._thread = threading.get_ident()  # torch's hooks hear of other threads' modules too
         self._next = 0
         self._watching = False
         dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
@@ -156,6 +157,8 @@ class _Recorder(TorchFunctionMode):
             self.__enter__() if on else self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         if self._depth or module in self._whole:
             # Whoever is called whole runs as it would alone: torch's modules have fast ways that a watcher keeps them from.
             self._watch(False)
@@ -164,6 +167,8 @@ class _Recorder(TorchFunctionMode):
             self._stack.append(self._paths.get(module, self._path))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         if self._depth > 1:
             self._depth -= 1
             return

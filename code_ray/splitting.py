@@ -195,14 +195,14 @@ def _choose(places: Sequence[Place], seconds: Sequence[float], num_blocks: int) 
 
     The head begins at the last place that has positions and weights behind it; where no place has positions, at the last with weights.
     """
-    places = [place for place in places if len(place.shape) <= 3]  # vectors, sequences and maps
-    behind = [place for place in places if place.closes or any(p.closes for p in places if p.step > place.step)]
-    heads = [place for place in behind if place.has_positions] or [place for place in behind if place.closes]
-    inner = [place for place in places if heads and place.closes and place.step < heads[-1].step]
     if not places:
         raise SplitError(
             "nowhere does a single tensor cross: two streams or more run side by side through the whole model; it has no blocks"
         )
+    places = [place for place in places if len(place.shape) <= 3]  # vectors, sequences and maps
+    behind = [place for place in places if place.closes or any(p.closes for p in places if p.step > place.step)]
+    heads = [place for place in behind if place.has_positions] or [place for place in behind if place.closes]
+    inner = [place for place in places if heads and place.closes and place.step < heads[-1].step]
     if len(inner) < num_blocks - 2 or not heads:
         most = len(inner) + 2 if heads else 1
         raise SplitError(

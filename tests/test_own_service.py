@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import code_ray
+from code_ray.artifact import RunDirectory
 from code_ray.client import Client
 from code_ray.data import DataSet, load_data
 from code_ray.errors import DataError, ServiceError
@@ -172,11 +173,12 @@ def test_it_is_searched_for_served_and_asked(own_services: dict[str, Service], d
     command = [sys.executable, "-m", "search", str(file), "--out", str(out)]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
     assert finished.returncode == 0, finished.stderr
-    result = json.loads((out / "result.json").read_text())
+    tried = {record["path"] for record in RunDirectory(out).journal.records()}
+    assert any("reader[" in path and "resnet[" in path for path in tried), tried
     profile = json.loads((out / "profile.json").read_text())
     assert [len(seconds) for seconds in profile["block_seconds"].values()] == [5, 5]
     plan = read_plan(out / "plan.json")
-    assert {plan.local, *plan.placement} == {"reader", "resnet"} or result["verdict"], result
+    assert plan.local == "reader"
     images = digits.test.images[:64]
     router = RouterOptions(path_deadline_s=60, request_deadline_s=120, steering="plan")
     options = {provider: FIXED for provider in plan.placement.values()}
