@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from code_ray.errors import ServiceError
@@ -52,8 +53,8 @@ class Boundary:
     nonnegative: bool
 
 
-def split(model: nn.Sequential, starts: Sequence[int]) -> nn.ModuleList:
-    """Cut a sequential model into blocks that begin at the given layers.
+def cut_layers(model: nn.Sequential, starts: Sequence[int]) -> nn.ModuleList:
+    """Cut a sequential model into blocks that begin at the given layers (``splitting`` cuts any other).
 
     Raises:
         ServiceError: if ``starts`` is not increasing from 0 within the model.
@@ -116,18 +117,38 @@ def _fold_batch_norms(root: nn.Module) -> None:
     for parent, conv_name, norm_name in list(_conv_norm_pairs(root)):
         conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+        parent.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         # timm's BatchNormAct2d is a batch norm that also applies the activation: keep that half.
         activation = getattr(norm, "act", None)
-        setattr(parent, norm_name, activation if isinstance(activation, nn.Module) else nn.Identity())
+        parent.set_submodule(norm_name, activation if isinstance(activation, nn.Module) else nn.Identity())
 
 
 def _conv_norm_pairs(root: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Convolutions whose next registered sibling is a batch norm of as many channels: in the zoo's networks
-    registration order is execution order (the tests compare folded with original outputs).
+    registration order is execution order (the tests compare folded with original outputs). In blocks of other models it may not be;
+    they have graphs, which say who follows whom.
     """
-    for parent in root.modules():
-        children = list(parent.named_children())
-        for (name, child), (next_name, following) in pairwise(children):
-            if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d) and child.out_channels == following.num_features:
-                yield parent, name, next_name
+    if isinstance(root, fx.GraphModule):
+        yield from _pairs_in_graph(root)
+        return
+    children = list(root.named_children())
+    for (name, child), (next_name, following) in pairwise(children):
+        if isinstance(child, nn.Conv2d) and isinstance(following, nn.BatchNorm2d) and child.out_channels == following.num_features:
+            yield root, name, next_name
+    for _, child in children:
+        yield from _conv_norm_pairs(child)
+
+
+def _pairs_in_graph(block: fx.GraphModule) -> Iterator[tuple[nn.Module, str, str]]:
+    """Plain convolutions with a batch norm as the only taker of what they make, each called once."""
+    calls = Counter(node.target for node in block.graph.nodes if node.op == "call_module")
+    for node in block.graph.nodes:
+        if node.op != "call_module" or not node.all_input_nodes or node.all_input_nodes[0].op != "call_module":
+            continue
+        before = node.all_input_nodes[0]
+        conv, norm = block.get_submodule(str(before.target)), block.get_submodule(str(node.target))
+        # Subclasses may do more, but for timm's norm with an activation behind it.
+        plain = type(conv) is nn.Conv2d and (type(norm) is nn.BatchNorm2d or type(norm).__name__ == "BatchNormAct2d")
+        alone = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+        if plain and alone and norm.running_var is not None:
+            yield block, str(before.target), str(node.target)

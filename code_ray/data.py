@@ -74,13 +74,17 @@ class DataSet:
 
 
 def load_data(name: str) -> DataSet:
-    """The data set called ``name``.
+    """The data set called ``name``, or the one in that ``.safetensors`` file (see ``own_data``).
 
     Raises:
         DataError: for an unknown name, or where the files are neither on disk nor to be had.
     """
+    if name.endswith(".safetensors"):
+        from code_ray.own_data import read_data
+
+        return read_data(Path(name))
     if name not in DATA_SETS:
-        raise DataError(f"no data set is called {name!r}; there are: {', '.join(sorted(DATA_SETS))}")
+        raise DataError(f"no data set is called {name!r}; there are: {', '.join(sorted(DATA_SETS))}, or give a .safetensors file")
     return DATA_SETS[name]()
 
 

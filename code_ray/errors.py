@@ -5,7 +5,8 @@
     ├── PathError          a path, or a path's vector, outside the space
     ├── DataError          a data set that is missing or not what it claims to be
     ├── ServiceError       a service on disk, or in memory, that is incomplete
-    │   └── IntegrityError     content that is not what its hash says
+    │   ├── IntegrityError     content that is not what its hash says
+    │   └── SplitError         a model that cannot be cut into blocks, or not there
     ├── LinkError          a link that cannot be built, loaded or fitted
     ├── ArtifactError      a run directory or a journal that cannot be read
     ├── PlanError          a plan that does not fit the services it names
@@ -52,6 +53,10 @@ class ServiceError(CodeRayError):
 
 class IntegrityError(ServiceError):
     """Content that is not what its hash says."""
+
+
+class SplitError(ServiceError):
+    """A model that cannot be cut into blocks, or not where it was asked for."""
 
 
 class LinkError(CodeRayError):

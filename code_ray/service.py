@@ -7,6 +7,7 @@ names a builder out of a fixed list; no code is ever loaded from a folder.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -200,6 +201,11 @@ def load_service(folder: Path, builders: Mapping[str, Builder]) -> Service:
     service = Service(spec, blocks)
     service.verify()
     return service
+
+
+def services_dir() -> Path:
+    """Where services of one's own lie, a folder each, called as the service: ``$CODE_RAY_SERVICES`` or ``~/.local/share/code_ray/services``."""
+    return Path(os.environ.get("CODE_RAY_SERVICES", Path.home() / ".local/share/code_ray/services"))
 
 
 def read_spec(file: Path) -> ServiceSpec:

@@ -1,4 +1,4 @@
-"""Built-in services by name.
+"""Services by name: the built-in ones, and those of one's own below ``services_dir()``.
 
 ========================  ======================================================  ==============
 name                      what it is                                              weights
@@ -13,6 +13,7 @@ name                      what it is                                            
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from code_ray.blocks import split
+from code_ray.blocks import cut_layers
 from code_ray.errors import ServiceError
-from code_ray.service import Builder, Service, load_service
+from code_ray.own_service import BUILDER, build_split_model
+from code_ray.service import Builder, Service, load_service, services_dir
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 
@@ -74,7 +78,7 @@ def build_alexnet(num_classes: int, widths: tuple[int, int, int, int, int] = (64
     layers += [nn.Conv2d(c, d, 3, padding=1), nn.ReLU()]
     layers += [nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3)]
     layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(e * 4, 2 * e), nn.ReLU(), nn.Linear(2 * e, num_classes)]
-    return split(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
+    return cut_layers(nn.Sequential(*layers), [0, 2, 5, 7, 9, 12])
 
 
 def build_efficientnet_lite0(num_classes: int = 1000) -> nn.ModuleList:
@@ -96,6 +100,7 @@ BUILDERS: dict[str, Builder] = {
     "fashion_cnn": build_fashion_cnn,
     "alexnet": build_alexnet,
     "efficientnet_lite0": build_efficientnet_lite0,
+    BUILDER: build_split_model,
 }
 
 
@@ -122,15 +127,24 @@ ZOO: dict[str, Callable[[], Path]] = {
 }
 
 
+def named_folder(name: str) -> Path | None:
+    """The folder of the service that goes by that name here, if there is one."""
+    if name in ZOO:
+        return ZOO[name]()
+    own = services_dir() / name
+    return own if _NAME.fullmatch(name) and (own / "service.json").is_file() else None
+
+
 @lru_cache(maxsize=8)
 def get_service(name_or_folder: str) -> Service:
-    """The built-in service of that name, or the one in that folder.
+    """The service of that name, built in or of one's own, or the one in that folder.
 
     Raises:
         ServiceError: for a name that is neither, or a folder that is not a service.
     """
-    if name_or_folder in ZOO:
-        return load_service(ZOO[name_or_folder](), BUILDERS)
-    if Path(name_or_folder).is_dir():
-        return load_service(Path(name_or_folder), BUILDERS)
-    raise ServiceError(f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder")
+    folder = named_folder(name_or_folder) or Path(name_or_folder)
+    if folder.is_dir():
+        return load_service(folder, BUILDERS)
+    raise ServiceError(
+        f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder; those in {services_dir()} go by their names"
+    )

@@ -17,7 +17,7 @@ from code_ray.errors import PathError, PlanError
 from code_ray.path import InferencePath, original_path
 from code_ray.plan import Plan, read_plan
 from code_ray.service import Service, ServiceSpec, read_spec
-from code_ray.zoo import ZOO, get_service
+from code_ray.zoo import get_service, named_folder
 
 _UNTOLD = Boundary((), nonnegative=False)
 
@@ -66,7 +66,7 @@ def check_blocks(plan: Plan, specs: Mapping[str, ServiceSpec]) -> None:
 
 
 def load_stored_service(name: str, store_dir: Path) -> Service:
-    """A provider's own service: from its store where it is there, else the zoo's.
+    """A provider's own service: from its store where it is there, else by its name.
 
     Raises:
         ServiceError: for a service that is neither, or not whole.
@@ -83,7 +83,7 @@ def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
     """
     folder = _folder_in_store(name, store_dir)
     if not folder.exists():
-        folder = ZOO[name]() if name in ZOO else folder
+        folder = named_folder(name) or folder
     return read_spec(folder / "service.json")
 
 

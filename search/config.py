@@ -16,7 +16,7 @@ from code_ray.errors import ConfigError
 from code_ray.gating import RERUN_SHARES
 from code_ray.path import Kind
 from code_ray.recipe import Recipe
-from code_ray.zoo import ZOO
+from code_ray.zoo import named_folder
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
@@ -155,16 +155,19 @@ def read_config(file: Path) -> SearchConfig:
 
 
 def _with_whole_folders(content: dict[str, Any]) -> dict[str, Any]:
-    """Service folders as absolute paths: workers run elsewhere."""
+    """Service folders and data files as absolute paths: workers run elsewhere."""
 
     def whole(name: Any) -> Any:
-        return str(Path(name).resolve()) if isinstance(name, str) and name not in ZOO and Path(name).is_dir() else name
+        return str(Path(name).resolve()) if isinstance(name, str) and Path(name).is_dir() and not named_folder(name) else name
 
-    named = {
+    named: dict[str, Any] = {
         key: {whole(name): entry for name, entry in content[key].items()}
         for key in ("hosts", "providers")
         if isinstance(content.get(key), dict)
     }
+    data = content.get("data")
+    if isinstance(data, str) and Path(data).is_file():
+        named["data"] = str(Path(data).resolve())
     return content | named | ({"local": whole(content["local"])} if "local" in content else {})
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from code_ray.blocks import ExecutionMode, content_hash, freeze, measure_boundaries, optimise, split
+from code_ray.blocks import ExecutionMode, content_hash, cut_layers, freeze, measure_boundaries, optimise
 from code_ray.errors import ServiceError
 from code_ray.service import Service
 from code_ray.zoo import ZOO, build_fashion_cnn, get_service
 
 
 def test_the_papers_four_convolutions_are_torchvisions() -> None:
-    blocks = split(alexnet(weights=None).features, [0, 3, 6, 8, 10])
+    blocks = cut_layers(alexnet(weights=None).features, [0, 3, 6, 8, 10])
     counts = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     assert counts[:4] == [23_296, 307_392, 663_936, 884_992]
     assert sum(counts[:4]) == 1_879_616
@@ -24,12 +24,12 @@ def test_the_papers_four_convolutions_are_torchvisions() -> None:
 def test_a_cut_that_is_none_is_refused(starts: list[int]) -> None:
     model = nn.Sequential(*(nn.ReLU() for _ in range(4)))
     with pytest.raises(ServiceError, match="do not cut 4 layers; give increasing indices from 0"):
-        split(model, starts)
+        cut_layers(model, starts)
 
 
 def test_a_cut_keeps_every_layer_in_order() -> None:
     layers = [nn.ReLU() for _ in range(5)]
-    blocks = split(nn.Sequential(*layers), [0, 1, 4])
+    blocks = cut_layers(nn.Sequential(*layers), [0, 1, 4])
     assert [len(list(block.children())) for block in blocks] == [1, 3, 1]
     assert [layer for block in blocks for layer in block.children()] == layers
 
