@@ -106,7 +106,7 @@ class Scorer:
     ) -> Iterator[_Found]:
         """Paths that share a fitted link; those that end with the next segment need it for the screened images alone."""
         name, position = slot.target
-        run = LegRunner([link], self._trainer.activations.mode(name), self._trainer.device).run
+        run = LegRunner([link], self._trainer.own.mode(name), self._trainer.device).run
         ending = [path for path in paths if len(path.link_slots) == depth + 1]
         if ending:
             made = in_batches(run, values.screen)
@@ -152,7 +152,7 @@ class Scorer:
         key = service, start, stop
         if key not in self._runners:
             blocks: list[nn.Module] = list(self._trainer.services[service].blocks[start:stop])
-            self._runners[key] = LegRunner(blocks, self._trainer.activations.mode(service), self._trainer.device)
+            self._runners[key] = LegRunner(blocks, self._trainer.own.mode(service), self._trainer.device)
         return self._runners[key].run
 
 
