@@ -87,7 +87,7 @@ class OwnParty:
 
     def public(self, service: str) -> PublicService:
         found = self.services[service]
-        return PublicService(id=found.content_hash, num_blocks=found.num_blocks)
+        return PublicService(content_hash=found.content_hash, num_blocks=found.num_blocks)
 
     def verify(self, services: Sequence[str]) -> None:
         for name in services:

@@ -32,11 +32,11 @@ def writeable(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 class PublicService(BaseModel):
-    """What everybody may know of a service (DESIGN 3.3). ``id`` is its content hash."""
+    """What everybody may know of a service (DESIGN 3.3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str
+    content_hash: str
     modality: Literal["image"] = "image"
     num_blocks: int
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -20,6 +20,13 @@ from code_ray.links import Link
 from code_ray.path import InferencePath, parse_path
 from code_ray.runner import Leg, Placement, make_links, walk
 from code_ray.service import Service
+
+
+class Identified(Protocol):
+    """A service, or what is public of one."""
+
+    @property
+    def content_hash(self) -> str: ...
 
 
 class PlannedPath(BaseModel):
@@ -116,7 +123,7 @@ def read_plan(file: Path) -> Plan:
         raise PlanError(f"{file} is malformed at {first_problem(error)}; run the search again") from error
 
 
-def path_id(path: InferencePath, services: Mapping[str, Service], training: str = "") -> str:
+def path_id(path: InferencePath, services: Mapping[str, Identified], training: str = "") -> str:
     """Short hash of the content of the services on a path, its segments and its link rank; ``training`` tells apart links of one
     path that were trained in more than one way, and so their files. A gated path has the links of the plain one, and an id of its own.
     """

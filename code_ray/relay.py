@@ -50,13 +50,17 @@ class Parties:
         """Name of the party at which a provider's legs run."""
         return provider if provider in self.others else OWN
 
+    def with_service(self, service: str) -> Party:
+        """The party that has a service."""
+        return self[self.of(service)]
+
     def take_part(self, path: InferencePath) -> tuple[str, ...]:
         """Names of the parties at which ``path`` runs."""
         return tuple(dict.fromkeys(stretch.party for stretch in stretches(path, self.placement, self.of_provider)))
 
     def boundary(self, service: str, position: int) -> Boundary:
         """A boundary of any service, as its party says."""
-        return self[self.of(service)].boundary(service, position)
+        return self.with_service(service).boundary(service, position)
 
     def invite(self, path: InferencePath, seed: int) -> dict[str, Part]:
         """The parts of all of them in a training of ``path``, by party."""

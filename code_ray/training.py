@@ -27,7 +27,7 @@ from code_ray.data import DataSet, Split
 from code_ray.link_inputs import Images, LinkInputs
 from code_ray.links import Link
 from code_ray.own_party import OwnParty
-from code_ray.party import Party, Traffic
+from code_ray.party import Party, Traffic, writeable
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.recipe import Recipe
 from code_ray.relay import OWN, Parties, Relay
@@ -70,6 +70,10 @@ class Trainer:
         own = placement if not parties else {name: placement[name] for name in services}
         self.own = OwnParty(self.services, own, modes, device, images)
         self.parties = Parties(self.own, images, placement, parties or {})
+
+    def crosses(self, path: InferencePath) -> bool:
+        """Whether other parties than the local service's take part in ``path``."""
+        return self.parties.take_part(path) != (OWN,)
 
     @property
     def link_inputs(self) -> LinkInputs:
@@ -178,6 +182,15 @@ class LinkTraining:
             return self._trainer.logits(self.path, {}, images)
         return self._relay.answers(split, len(images))
 
+    def explained(self, count: int) -> float:
+        """Which share of the variance of what the last link should make it does make, on the first ``count`` validation images.
+
+        For paths whose last link is at another party: what it makes comes here.
+        """
+        images = self._trainer.data.validation.head(count).images
+        made = torch.from_numpy(writeable(self._relay.made("validation", len(images))))
+        return explained(made, self._trainer.own.expected(*self.path.link_slots[-1].target, images))
+
     def save(self, identifier: str, stores_dir: str) -> dict[str, str]:
         """Have every party write its links into its store below ``stores_dir``; returns the hash of each by slot key.
 
@@ -199,6 +212,11 @@ class LinkTraining:
         distillation_loss(logits, self._trainer.teacher(batch), self._labels[batch], recipe).backward()
         assert logits.grad is not None
         self._relay.backward(logits.grad)
+
+
+def explained(made: Tensor, wanted: Tensor) -> float:
+    """1 - residual variance / variance."""
+    return 1 - float((made - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12))
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:

@@ -243,4 +243,4 @@ def test_a_random_host_is_made_where_the_host_is_and_sees_no_images_unless_decla
     party = OwnParty({"host": small_services["host"]}, {"host": "b"}, lambda _: ExecutionMode())
     party.make_random("host", 0, None)
     assert party.public("host-random").num_blocks == party.public("host").num_blocks == 6
-    assert party.public("host-random").id != party.public("host").id == small_services["host"].content_hash
+    assert party.public("host-random").content_hash != party.public("host").content_hash == small_services["host"].content_hash
