@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     out: Path = parser.parse_args().out
     torch.set_num_threads(1)
-    config = SearchConfig.model_validate({"local": LOCAL, "data": "digits", "hosts": {HOST: {}}, "trust": "split"})
+    config = SearchConfig.model_validate(
+        {"local": LOCAL, "data": "digits", "hosts": {HOST: {}}, "trust": "split", "recipe": {"joint_steps": 1}}
+    )
     services, data = {name: get_service(name) for name in (LOCAL, HOST)}, load_data("digits")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     party = RemoteParty(config, HOST, MODE)
