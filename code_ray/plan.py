@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -17,9 +17,16 @@ from safetensors.torch import load_file, save_file
 from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
-from code_ray.path import InferencePath, LinkSlot, parse_path
+from code_ray.path import InferencePath, parse_path
 from code_ray.runner import Leg, Placement, make_links, walk
 from code_ray.service import Service
+
+
+class Identified(Protocol):
+    """A service, or what is public of one."""
+
+    @property
+    def content_hash(self) -> str: ...
 
 
 class PlannedPath(BaseModel):
@@ -116,7 +123,7 @@ def read_plan(file: Path) -> Plan:
         raise PlanError(f"{file} is malformed at {first_problem(error)}; run the search again") from error
 
 
-def path_id(path: InferencePath, services: Mapping[str, Service], training: str = "") -> str:
+def path_id(path: InferencePath, services: Mapping[str, Identified], training: str = "") -> str:
     """Short hash of the content of the services on a path, its segments and its link rank; ``training`` tells apart links of one
     path that were trained in more than one way, and so their files. A gated path has the links of the plain one, and an id of its own.
     """
@@ -126,13 +133,14 @@ def path_id(path: InferencePath, services: Mapping[str, Service], training: str 
 
 
 def save_links(path: InferencePath, identifier: str, links: Mapping[str, Link], placement: Placement, stores_dir: Path) -> dict[str, str]:
-    """Write each link into the store of the provider it lives with; returns the hash of each link by slot key.
+    """Write ``links``, those of one provider or of several, each into the store of the provider it lives with; returns the hash of
+    each by slot key.
 
     Raises:
         ArtifactError: where a store cannot be written.
     """
     for leg in walk(path, placement):
-        keys = _link_keys(leg)
+        keys = [key for key in _link_keys(leg) if key in links]
         if keys:
             tensors = {f"{key}.{name}": t.contiguous() for key in keys for name, t in links[key].state_dict().items()}
             folder = stores_dir / leg.provider
@@ -177,4 +185,4 @@ def load_leg_links(
 
 
 def _link_keys(leg: Leg) -> list[str]:
-    return [step.key for step in leg.steps if isinstance(step, LinkSlot)]
+    return [slot.key for slot in leg.slots]

@@ -11,8 +11,9 @@ class Recipe(BaseModel):
     After the least-squares fit, ``steps`` train the last link alone, on activations computed once (what lies before it is
     constant then, which makes a step many times cheaper), and ``joint_steps`` train all links together.
     Least-squares links are validated on the first ``screen_samples`` validation images, trained ones on all.
-    ``fit_entry``: an entry link into hin > 1 is fitted to what the host's own blocks make of calibration images, so the host
-    must see ``fit_samples`` of them; off, such links start at random.
+    ``fit_entry``: a link into a host is fitted to what the host's own preprocessing and blocks make of calibration images, so
+    the host must see ``fit_samples`` of them; if false, such links start at random. None: as if true where the host's blocks are in
+    the process that trains, as if false where the host is a party of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +28,7 @@ class Recipe(BaseModel):
     batch_size: int = Field(32, ge=1)
     distillation: float = Field(0.9, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
-    fit_entry: bool = True
+    fit_entry: bool | None = None
 
     def longer(self, times: int) -> Recipe:
         """The same recipe with ``times`` as many batches."""

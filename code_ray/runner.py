@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from code_ray.blocks import ExecutionMode, optimise
+from code_ray.blocks import Boundary, ExecutionMode, optimise
 from code_ray.links import Link, LinkSpec, link_spec
 from code_ray.path import InferencePath, LinkSlot, Segment
 from code_ray.service import Service
@@ -23,12 +25,51 @@ Placement = Mapping[str, str]
 """Service name -> provider name."""
 
 
+class Boundaries(Protocol):
+    """Boundaries by position: all of a service's, or those that somebody was told of."""
+
+    def __getitem__(self, position: int, /) -> Boundary: ...
+
+
+class Bounded(Protocol):
+    """What a link's shape is taken from: a service, or what is known of one."""
+
+    @property
+    def boundaries(self) -> Boundaries: ...
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of another provider's service: boundaries that a link meets."""
+
+    boundaries: Mapping[int, Boundary]
+
+
 @dataclass(frozen=True)
 class Leg:
     """Steps of a path that one provider runs in one call."""
 
     provider: str
     steps: tuple[Step, ...]
+
+    @property
+    def slots(self) -> tuple[LinkSlot, ...]:
+        """Places of the links on it."""
+        return tuple(step for step in self.steps if isinstance(step, LinkSlot))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive legs of a path that run at one party; ``first`` is the number of the first of them on the path."""
+
+    first: int
+    party: str
+    legs: tuple[Leg, ...]
+
+    @property
+    def slots(self) -> tuple[LinkSlot, ...]:
+        """Places of the links on it."""
+        return tuple(slot for leg in self.legs for slot in leg.slots)
 
 
 def walk(path: InferencePath, placement: Placement) -> tuple[Leg, ...]:
@@ -40,7 +81,7 @@ def walk(path: InferencePath, placement: Placement) -> tuple[Leg, ...]:
             placed.append((placement[segment.service], segment))
         if index < len(slots):
             slot = slots[index]
-            placed.append((placement[_link_owner(slot, path.local)], slot))
+            placed.append((placement[link_owner(slot, path.local)], slot))
     legs: list[Leg] = []
     for provider, step in placed:
         if legs and legs[-1].provider == provider:
@@ -50,25 +91,32 @@ def walk(path: InferencePath, placement: Placement) -> tuple[Leg, ...]:
     return tuple(legs)
 
 
-def walk_apart(path: InferencePath, placement: Placement) -> tuple[tuple[Leg, ...], tuple[Leg, ...]]:
-    """The legs of ``path`` in two parts: what comes before its last link, and that link with what follows."""
+def stretches(path: InferencePath, placement: Placement, party_of: Callable[[str], str]) -> tuple[Stretch, ...]:
+    """The legs of ``path``, those together that follow each other at one party; ``party_of`` gives that of a provider."""
+    grouped = groupby(enumerate(walk(path, placement)), lambda numbered: party_of(numbered[1].provider))
+    found = [(party, list(legs)) for party, legs in grouped]
+    return tuple(Stretch(legs[0][0], party, tuple(leg for _, leg in legs)) for party, legs in found)
+
+
+def cut(legs: Sequence[Leg], slot: LinkSlot) -> tuple[tuple[Leg, ...], tuple[Leg, ...]]:
+    """``legs`` in two parts: what comes before a link on them, and that link with what follows."""
     parts: tuple[list[Leg], list[Leg]] = ([], [])
-    for leg in walk(path, placement):
-        cut = next((i for i, step in enumerate(leg.steps) if step == path.link_slots[-1]), len(leg.steps))
+    for leg in legs:
+        at = next((i for i, step in enumerate(leg.steps) if step == slot), len(leg.steps))
         # Once the link was met everything lies behind it.
-        pieces = ((), leg.steps) if parts[1] else (leg.steps[:cut], leg.steps[cut:])
+        pieces = ((), leg.steps) if parts[1] else (leg.steps[:at], leg.steps[at:])
         for part, steps in zip(parts, pieces, strict=True):
             if steps:
                 part.append(Leg(leg.provider, steps))
     return tuple(parts[0]), tuple(parts[1])
 
 
-def _link_owner(slot: LinkSlot, local: str) -> str:
+def link_owner(slot: LinkSlot, local: str) -> str:
     """The service with which a link lives: the host it enters, else the one it leaves, else the local one."""
     return slot.target[0] if slot.target[0] != local else slot.source[0]
 
 
-def slot_spec(slot: LinkSlot, path: InferencePath, services: Mapping[str, Service]) -> LinkSpec:
+def slot_spec(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounded]) -> LinkSpec:
     """Shapes and activation of the link at ``slot``; behind an empty segment the source is what the link before makes."""
     source, target = (services[name].boundaries[position] for name, position in (slot.source, slot.target))
     return link_spec(
@@ -81,9 +129,14 @@ def slot_spec(slot: LinkSlot, path: InferencePath, services: Mapping[str, Servic
     )
 
 
-def make_links(path: InferencePath, services: Mapping[str, Service]) -> dict[str, Link]:
+def make_links(path: InferencePath, services: Mapping[str, Bounded]) -> dict[str, Link]:
     """Fresh, randomly initialised links for every slot of ``path``, by slot key."""
-    return {slot.key: Link(slot_spec(slot, path, services)) for slot in path.link_slots}
+    return {slot.key: make_link(slot, path, services) for slot in path.link_slots}
+
+
+def make_link(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounded]) -> Link:
+    """A fresh, randomly initialised link for one slot of ``path``."""
+    return Link(slot_spec(slot, path, services))
 
 
 def leg_modules(leg: Leg, services: Mapping[str, Service], links: Mapping[str, Link]) -> list[nn.Module]:

@@ -21,7 +21,7 @@ from code_ray.activations import in_batches
 from code_ray.links import Link, LinkFit
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.runner import LegRunner, slot_spec
-from code_ray.training import Trainer
+from code_ray.training import LinkTraining, Trainer, explained
 
 EXPLAINED_SAMPLES = 128
 """Images on which the explained variance is computed: each has thousands of values."""
@@ -71,14 +71,29 @@ class Scorer:
         Raises:
             LinkError: where a link cannot be fitted.
         """
+        crossing = [path for path in paths if self._trainer.crosses(path)]
+        here = [path for path in paths if path not in crossing]
+        return (self._score_here(here) if here else {}) | {path: self._score_crossing(path) for path in crossing}
+
+    def _score_here(self, paths: list[InferencePath]) -> dict[InferencePath, Score]:
         started = time.monotonic()
         local = self._trainer.local
         inputs = _Values(local.preprocess(self._fit_images), local.preprocess(self._screen.images))
-        found = dict(self._behind(inputs, 0, 0, list(paths)))
+        found = dict(self._behind(inputs, 0, 0, paths))
         self._targets.clear()
         seconds = (time.monotonic() - started) / max(1, len(found))
         original = self._trainer.screen_accuracy
-        return {p: Score(a, 100 * (original - a), divergence, explained, seconds) for p, (a, divergence, explained) in found.items()}
+        return {p: Score(a, 100 * (original - a), divergence, share, seconds) for p, (a, divergence, share) in found.items()}
+
+    def _score_crossing(self, path: InferencePath) -> Score:
+        """Fit and validate links at other parties, one path at a time."""
+        started = time.monotonic()
+        training = LinkTraining(self._trainer, path, seed=0)
+        training.fit()
+        accuracy, divergence = self._compare(torch.from_numpy(training.logits("validation", len(self._screen))))
+        share = training.explained(EXPLAINED_SAMPLES)
+        lost = 100 * (self._trainer.screen_accuracy - accuracy)
+        return Score(accuracy, lost, divergence, share, time.monotonic() - started)
 
     def _behind(self, values: _Values, depth: int, start: int, paths: list[InferencePath]) -> Iterator[_Found]:
         """Run segment ``depth`` of ``paths``, which agree up to its start, once for all its stops."""
@@ -106,13 +121,13 @@ class Scorer:
     ) -> Iterator[_Found]:
         """Paths that share a fitted link; those that end with the next segment need it for the screened images alone."""
         name, position = slot.target
-        run = LegRunner([link], self._trainer.activations.mode(name), self._trainer.device).run
+        run = LegRunner([link], self._trainer.own.mode(name), self._trainer.device).run
         ending = [path for path in paths if len(path.link_slots) == depth + 1]
         if ending:
             made = in_batches(run, values.screen)
-            explained = 0.0 if targets is None else _explained(made[: len(targets.screen)].cpu().float(), targets.screen)
+            share = 0.0 if targets is None else explained(made[: len(targets.screen)].cpu().float(), targets.screen)
             accuracy, divergence = self._compare(in_batches(self._runner(name, position, self._trainer.services[name].num_blocks), made))
-            yield from ((path, (accuracy, divergence, explained)) for path in ending)
+            yield from ((path, (accuracy, divergence, share)) for path in ending)
         if through := [path for path in paths if len(path.link_slots) > depth + 1]:
             yield from self._behind(values.map(run), depth + 1, position, through)
 
@@ -152,17 +167,12 @@ class Scorer:
         key = service, start, stop
         if key not in self._runners:
             blocks: list[nn.Module] = list(self._trainer.services[service].blocks[start:stop])
-            self._runners[key] = LegRunner(blocks, self._trainer.activations.mode(service), self._trainer.device)
+            self._runners[key] = LegRunner(blocks, self._trainer.own.mode(service), self._trainer.device)
         return self._runners[key].run
 
 
 _Key = TypeVar("_Key", int, LinkSlot)
 _Found = tuple[InferencePath, tuple[float, float, float]]
-
-
-def _explained(made: Tensor, wanted: Tensor) -> float:
-    """1 - residual variance / variance."""
-    return 1 - float((made - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12))
 
 
 def _grouped(paths: Iterable[InferencePath], key: Callable[[InferencePath], _Key]) -> list[tuple[_Key, list[InferencePath]]]:

@@ -3,42 +3,39 @@
 Frozen blocks run as fast copies in the mode their server uses; what lies before the first link is constant and computed
 once. Every link starts from the least-squares fit that makes it reproduce what the next block expects, then all links of
 the path are trained together on cross-entropy mixed with distillation from the original service's logits.
+
+Blocks and links belong to parties (see ``party.py``). Here, at the local service, are images, labels, the teacher and the loss; where
+hosts are parties of their own, nothing but activations and gradients goes to them and comes back.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from code_ray.activations import Activations, in_batches
-from code_ray.blocks import ExecutionMode, optimise
+from code_ray.activations import Activations, run_blocks
+from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet, Split
-from code_ray.link_inputs import LinkInputs
-from code_ray.links import Link, fit_link
+from code_ray.link_inputs import Images, LinkInputs
+from code_ray.links import Link
+from code_ray.own_party import OwnParty
+from code_ray.party import Party, Traffic, writeable
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.recipe import Recipe
-from code_ray.runner import PathRunner, Placement, make_links, walk, walk_apart
+from code_ray.relay import OWN, Parties, Relay
+from code_ray.runner import PathRunner, Placement, walk
 from code_ray.service import Service
-
-WARM_UP_STEPS = 50
-"""AdamW's first steps are as long as the learning rate whatever the gradient: without a warm-up they undo the least-squares
-start, which cost 0.3 to 2.9 points at the end."""
 
 WINDOW = 1024
 """Images that are shuffled together."""
-
-MAX_TARGET_VALUES = 10_000_000
-"""What links are fitted to is kept up to 40 MB a block."""
 
 
 class Trainer:
@@ -46,6 +43,7 @@ class Trainer:
 
     Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links come
     back on the CPU. ``teacher`` are the original's logits on the training images, (n, classes) float32, where they are known.
+    ``parties``: providers whose services are not among ``services``, since they stay elsewhere.
     """
 
     def __init__(
@@ -58,8 +56,9 @@ class Trainer:
         recipe: Recipe,
         device: str = "cpu",
         teacher: Tensor | None = None,
+        parties: Mapping[str, Party] | None = None,
     ) -> None:
-        self.services = services
+        self.services = dict(services)
         self.local = services[local]
         self.data = data
         self.placement = placement
@@ -67,23 +66,32 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.train = data.train.head(recipe.samples)
-        self.activations = Activations(services, local, self.train.images, placement, modes, device)
+        self.splits = {"train": self.train, "validation": data.validation, "test": data.test}
+        self.activations = Activations(self.local, self.train.images, modes(placement[local]), device)
         self._teacher = teacher
-        splits = {"train": self.train, "validation": data.validation, "test": data.test}
-        self.link_inputs = LinkInputs(services, local, splits, placement, modes, device)
-        self._fit_targets: dict[tuple[str, int, int], Tensor] = {}
+        images = Images(self.local, self.splits)
+        own = placement if not parties else {name: placement[name] for name in services}
+        self.own = OwnParty(self.services, own, modes, device, images)
+        self.parties = Parties(self.own, images, placement, parties or {})
+
+    def crosses(self, path: InferencePath) -> bool:
+        """Whether other parties than the local service's take part in ``path``."""
+        return self.parties.take_part(path) != (OWN,)
+
+    @property
+    def link_inputs(self) -> LinkInputs:
+        """Inputs of the last link of the path whose training is at work, where that link is here."""
+        return self.own.inputs[1]
 
     def teacher(self, indices: Tensor) -> Tensor:
         """Logits of the original for training images ``indices``, (n, classes) float32: what links are distilled from."""
-        if self._teacher is not None:
-            return self._teacher[indices]
-        return self.activations.behind(self.local.num_blocks, indices)
+        return self.activations.logits(indices) if self._teacher is None else self._teacher[indices]
 
     @cached_property
     def screen_logits(self) -> Tensor:
         """Logits of the original on the first ``screen_samples`` validation images: what cheap measurements are compared with."""
-        images = self.data.validation.head(self.recipe.screen_samples).images
-        return self.activations.run(self.local.name, 0, self.local.num_blocks, self.local.preprocess(images)).cpu().float()
+        inputs = self.local.preprocess(self.data.validation.head(self.recipe.screen_samples).images)
+        return run_blocks(self.local, 0, self.local.num_blocks, inputs, self.own.mode(self.local.name), self.device)
 
     @property
     def screen_accuracy(self) -> float:
@@ -92,33 +100,18 @@ class Trainer:
         return float((self.screen_logits.argmax(1).numpy() == labels).mean())
 
     def may_fit(self, slot: LinkSlot) -> bool:
-        """Whether what the link at ``slot`` should make may be known: a host may have to see images for it."""
-        name, position = slot.target
-        return name == self.local.name or position == 0 or self.recipe.fit_entry
-
-    def fit_target(self, slot: LinkSlot, count: int) -> Tensor | None:
-        """What the block behind a link expects for the first ``count`` training images, None where nobody may know. Small ones are
-        kept, since many paths lead to one block.
-        """
-        if not self.may_fit(slot):
-            return None
-        name, position = slot.target
-        if (name, position) == (self.local.name, self.local.num_blocks):
-            return self.teacher(torch.arange(count))
-        target = self._fit_targets.get((name, position, count))
-        if target is None:
-            images = self.services[name].preprocess(self.train.images[:count])
-            target = self.activations.run(name, 0, position, images)
-            if target.numel() <= MAX_TARGET_VALUES:
-                self._fit_targets[name, position, count] = target
-        return target
+        """Whether what the link at ``slot`` should make may be known: a host has to see images for it."""
+        if slot.target[0] == self.local.name:
+            return True
+        shown = self.recipe.fit_entry
+        return shown if shown is not None else self.parties.of(slot.target[0]) == OWN
 
     def accuracy(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> float:
         """Share of ``split`` that ``path`` classifies right, run in the servers' execution modes."""
         return float((self.logits(path, links, split).argmax(1) == split.labels).mean())
 
     def logits(self, path: InferencePath, links: Mapping[str, Link], split: Split) -> npt.NDArray[np.float32]:
-        """What a path answers to the images of ``split``: (n, classes)."""
+        """What a path answers to the images of ``split``: (n, classes). Its blocks and links are all here."""
         runner = PathRunner(walk(path, self.placement), self.services, links, self.modes, self.device)
         return np.asarray(runner(self.local.preprocess(split.images)).numpy())
 
@@ -131,48 +124,50 @@ class LinkTraining:
     """
 
     def __init__(self, trainer: Trainer, path: InferencePath, seed: int, times: int = 1) -> None:
-        torch.manual_seed(seed)
         self.path = path
-        self.links = make_links(path, trainer.services)
         self.steps = 0
         self.recipe = trainer.recipe.longer(times)
         self._trainer = trainer
         self._seed = seed
-        self._stages = self._make_stages()
-        self._descent: _Descent | None = None
+        self._relay = Relay(trainer.parties, path, seed)
+        self._labels = torch.from_numpy(trainer.train.labels)
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """The links that are here: all, unless hosts are parties of their own."""
+        return self._relay.links
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went to other parties so far, and came back."""
+        return self._relay.traffic
 
     def fit(self) -> None:
-        """Start every link from least squares.
+        """Start every link from least squares, where what it should make may be known.
 
         Raises:
             LinkError: where a link cannot be fitted.
         """
-        images = min(self._trainer.recipe.fit_samples, len(self._trainer.train))
-        for number, stage in enumerate(self._stages):
-            count = min(images, stage.link.spec.max_fit_samples)
-            target = self._trainer.fit_target(stage.slot, count)
-            if target is not None:
-                fit_link(stage.link, self._inputs(number)(torch.arange(count)).to(self._trainer.device), target)
+        images = self._trainer.train.images[: self._trainer.recipe.fit_samples]
+        for number, slot in enumerate(self.path.link_slots):
+            if self._trainer.may_fit(slot):
+                self._relay.fit(number, images)
 
     def advance(self, steps: int) -> None:
         """Train until ``steps`` batches of the recipe's total have been seen."""
-        recipe = self.recipe
-        if not self._stages:
+        recipe, last = self.recipe, len(self.path.link_slots) - 1
+        if last < 0:
             return
-        for stage in self._stages:
-            stage.move(self._trainer.device)
-        # Another path may have been trained since the last pause.
-        self._trainer.link_inputs.turn_to(self.path, self.links)
+        if self.steps:
+            self._relay.resume()
         while self.steps < min(steps, recipe.total_steps):
             if self.steps == 0 and recipe.steps > 0:
-                self._descent = _Descent(self, len(self._stages) - 1, recipe.steps, recipe.learning_rate, self._seed)
+                self._begin(last, recipe.steps, recipe.learning_rate, self._seed)
             elif self.steps == recipe.steps:
-                self._descent = _Descent(self, 0, recipe.joint_steps, recipe.joint_learning_rate, self._seed + 1)
-            assert self._descent is not None
-            self._descent.step()
+                self._begin(0, recipe.joint_steps, recipe.joint_learning_rate, self._seed + 1)
+            self._step()
             self.steps += 1
-        for stage in self._stages:
-            stage.move("cpu")
+        self._relay.rest()
 
     def screen_accuracy(self) -> float:
         """Accuracy on the first ``screen_samples`` validation images."""
@@ -180,97 +175,51 @@ class LinkTraining:
 
     def accuracy(self, split: Literal["validation", "test"], count: int | None = None) -> float:
         """What ``Trainer.accuracy`` says of the links as they are, on the first ``count`` images (default: all) of a split."""
-        labels = self._trainer.link_inputs.splits[split].head(count or sys.maxsize).labels
+        labels = self._trainer.splits[split].head(count or sys.maxsize).labels
         return float((self.logits(split, count).argmax(1) == labels).mean())
 
     def logits(self, split: Literal["validation", "test"], count: int | None = None) -> npt.NDArray[np.float32]:
         """What ``Trainer.logits`` says of them; what reaches the last link is run once for all paths that begin alike."""
-        trainer = self._trainer
-        inputs, images = trainer.link_inputs, trainer.link_inputs.splits[split].head(count or sys.maxsize)
+        images = self._trainer.splits[split].head(count or sys.maxsize)
         if not self.path.link_slots:
-            return trainer.logits(self.path, self.links, images)
-        inputs.turn_to(self.path, self.links)
-        _, legs = walk_apart(self.path, trainer.placement)
-        runner = PathRunner(legs, trainer.services, self.links, trainer.modes, trainer.device)
-        logits = in_batches(lambda indices: runner(inputs.rows(split, indices)), torch.arange(len(images)))
-        return np.asarray(logits.numpy())
+            return self._trainer.logits(self.path, {}, images)
+        return self._relay.answers(split, len(images))
 
-    def _make_stages(self) -> list[_Stage]:
-        """Each link with the frozen blocks behind it (none behind a link to the logits)."""
-        trainer, stages = self._trainer, []
-        for slot, segment in zip(self.path.link_slots, (*self.path.segments[1:], None), strict=False):
-            blocks = [] if segment is None else list(trainer.services[segment.service].blocks[segment.start : segment.stop])
-            mode = _training_mode(blocks, trainer.activations.mode(segment.service)) if segment else ExecutionMode()
-            stages.append(_Stage(slot, self.links[slot.key], optimise(nn.Sequential(*blocks), mode), mode))
-        return stages
+    def explained(self, count: int) -> float:
+        """Which share of the variance of what the last link should make it does make, on the first ``count`` validation images.
 
-    def _inputs(self, number: int) -> Callable[[Tensor], Tensor]:
-        """Training image indices -> what reaches link ``number``, with the links before it as they are now; no gradients."""
-        trainer = self._trainer
-        if number == len(self._stages) - 1:
-            trainer.link_inputs.turn_to(self.path, self.links)
-            return partial(trainer.link_inputs.rows, "train")
+        For paths whose last link is at another party: what it makes comes here.
+        """
+        images = self._trainer.data.validation.head(count).images
+        made = torch.from_numpy(writeable(self._relay.made("validation", len(images))))
+        return explained(made, self._trainer.own.expected(*self.path.link_slots[-1].target, images))
 
-        @torch.no_grad()
-        def compute(indices: Tensor) -> Tensor:
-            value = trainer.activations.behind(self.path.lout, indices)
-            for stage in self._stages[:number]:
-                value = in_batches(stage, value)
-            return value
+    def save(self, identifier: str, stores_dir: str) -> dict[str, str]:
+        """Have every party write its links into its store below ``stores_dir``; returns the hash of each by slot key.
 
-        return compute
+        Raises:
+            ArtifactError: where a store cannot be written.
+        """
+        return self._relay.save(identifier, stores_dir)
 
-
-class _Descent:
-    """Training of the links from number ``first`` on for ``steps`` batches."""
-
-    def __init__(self, training: LinkTraining, first: int, steps: int, learning_rate: float, seed: int) -> None:
-        trainer = training._trainer
-        self._trainer = trainer
-        self._stages = training._stages[first:]
-        self._inputs = training._inputs(first)
-        self._labels = torch.from_numpy(trainer.train.labels)
-        parameters = [parameter for stage in self._stages for parameter in stage.link.parameters()]
-        self._optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-4)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, lambda step: _rate(step, steps))
+    def _begin(self, first: int, steps: int, learning_rate: float, seed: int) -> None:
+        """Train the links from number ``first`` on from here."""
+        self._relay.descend(first, steps, learning_rate)
         self._order = _order(len(self._labels), seed)
-        self._done = 0
+        self._begun = self.steps
 
-    def step(self) -> None:
-        recipe = self._trainer.recipe
-        batch = self._order[(torch.arange(recipe.batch_size) + self._done * recipe.batch_size) % len(self._order)]
-        value = self._inputs(batch)
-        for stage in self._stages:
-            value = stage(value)
-        labels = self._labels[batch].to(value.device)
+    def _step(self) -> None:
+        recipe, size = self.recipe, self.recipe.batch_size
+        batch = self._order[(torch.arange(size) + (self.steps - self._begun) * size) % len(self._order)]
+        logits = self._relay.forward(batch.numpy()).requires_grad_()
+        labels = self._labels[batch]
         if recipe.distillation > 0:
-            loss = distillation_loss(value, self._trainer.teacher(batch).to(value.device), labels, recipe)
+            loss = distillation_loss(logits, self._trainer.teacher(batch), labels, recipe)
         else:
-            loss = functional.cross_entropy(value, labels)
-        self._optimiser.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(logits, labels)
         loss.backward()
-        self._optimiser.step()
-        self._schedule.step()
-        self._done += 1
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """A link in training and the frozen blocks behind it; gradients pass through both."""
-
-    slot: LinkSlot
-    link: Link
-    frozen: nn.Module
-    mode: ExecutionMode
-
-    def __call__(self, value: Tensor) -> Tensor:
-        device = next(self.link.parameters()).device
-        output: Tensor = self.frozen(self.mode.cast(self.link(value.to(device))))
-        return output.float()
-
-    def move(self, device: str) -> None:
-        self.link.to(device)
-        self.frozen.to(device)
+        assert logits.grad is not None
+        self._relay.backward(logits.grad)
 
 
 def _order(count: int, seed: int) -> Tensor:
@@ -281,16 +230,9 @@ def _order(count: int, seed: int) -> Tensor:
     return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in torch.arange(count).split(WINDOW)])
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step: up in a line over ``WARM_UP_STEPS`` (a quarter of short trainings), to 0 by a cosine."""
-    warm_up = max(1, min(WARM_UP_STEPS, steps // 4))
-    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-def _training_mode(blocks: list[nn.Module], served: ExecutionMode) -> ExecutionMode:
-    """The served mode, but float32 through depthwise convolutions: on CPUs their bf16 backward pass is the slower one."""
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for block in blocks for m in block.modules())
-    return ExecutionMode("float32", served.channels_last) if depthwise else served
+def explained(made: Tensor, wanted: Tensor) -> float:
+    """1 - residual variance / variance."""
+    return 1 - float((made - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12))
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:

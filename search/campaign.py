@@ -14,12 +14,11 @@ from code_ray.errors import PlanError
 from code_ray.greedy_sampler import GreedySampler
 from code_ray.objective import Known
 from code_ray.path import InferencePath, parse_path
-from code_ray.plan import path_id
+from code_ray.plan import Identified, path_id
 from code_ray.printed_sampler import PrintedSampler
 from code_ray.refinement import hoped_accuracy, next_to_refine
 from code_ray.sampler import Fidelity, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
-from code_ray.service import Service
 from search.distilled import ROLE as DISTILLED
 from search.plannable import with_gates
 from search.problem import Problem
@@ -39,7 +38,7 @@ SCORE_FIELDS = tuple(field.name for field in fields(Score))
 """What the record of a scored path holds of its score."""
 
 
-def links_id(path: InferencePath, services: Mapping[str, Service], fidelity: Fidelity) -> str:
+def links_id(path: InferencePath, services: Mapping[str, Identified], fidelity: Fidelity) -> str:
     """What the links of ``path`` that were trained so are kept under: a longer training leaves those of the shorter one in place."""
     return path_id(path, services, "" if fidelity == "trained" else fidelity)
 

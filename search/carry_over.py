@@ -15,7 +15,7 @@ from code_ray.plan import read_plan
 from code_ray.service import Service
 from search.config import SearchConfig, read_config
 
-MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed")
+MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed", "trust")
 """Settings that decide what an evaluation says: another search's count only where they are the same."""
 
 TIMED_BY = ("providers", "kinds", "min_lout", "ranks", "vectors")

@@ -68,6 +68,7 @@ class SearchConfig(BaseModel):
     hosts: dict[str, HostConfig] = Field(min_length=0)
     providers: dict[str, str] = {}
     bandwidth_mbit_per_s: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
+    trust: Literal["split", "shared"] = "shared"
     kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
     min_lout: int = Field(0, ge=0)
     ranks: tuple[int | None, ...] = (None,)
@@ -120,6 +121,11 @@ class SearchConfig(BaseModel):
         by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)
         if shared := [provider for provider, count in by_default.items() if count > 1]:
             raise ValueError(f"two service folders are called {shared[0]!r}; say in 'providers' whose each of them is")
+        if self.apart and not self.recipe.fit_entry and not self.recipe.joint_steps:
+            raise ValueError(
+                "'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps, or "
+                "recipe.fit_entry: true where hosts may see calibration images"
+            )
         return self
 
     @property
@@ -131,6 +137,12 @@ class SearchConfig(BaseModel):
     def placement(self) -> dict[str, str]:
         """Service -> provider; a service that ``providers`` does not name is its own provider, a service folder by its last part."""
         return {name: self.providers.get(name, Path(name).name) for name in (self.local, *self.hosts)}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Providers of hosts whose blocks and links stay with them: none where trust is shared."""
+        others = dict.fromkeys(self.placement[host] for host in self.hosts if self.placement[host] != self.placement[self.local])
+        return tuple(others) if self.trust == "split" else ()
 
 
 def read_config(file: Path) -> SearchConfig:

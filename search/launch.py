@@ -21,6 +21,7 @@ from search.campaign import Campaign
 from search.carry_over import carry_over, check_source
 from search.config import SearchConfig
 from search.distilled import train_distilled
+from search.parties import check_nodes, trial_resources
 from search.problem import load_inputs, prepare, teacher_logits
 from search.report import read_result, write_report
 from search.searcher import CampaignSearcher, RungScheduler
@@ -88,6 +89,7 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
         ray.init(address=address, num_cpus=config.concurrency if address == "local" else None, **_QUIET)
     if config.gpus_per_trial > (gpus := ray.cluster_resources().get("GPU", 0)):  # type: ignore[no-untyped-call]
         raise ConfigError(f"gpus_per_trial is {config.gpus_per_trial:g} and the Ray cluster has {gpus:g} GPUs; trials would wait for ever")
+    check_nodes(config)
     settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "profile": campaign.problem.profile.model_dump_json(),
@@ -95,7 +97,7 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
         "teacher": teacher,
         "original_classes": campaign.problem.original_classes.tobytes(),
     }
-    trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), {"cpu": 1, "gpu": config.gpus_per_trial})
+    trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), trial_resources(config))
     with tempfile.TemporaryDirectory(prefix="code_ray-tune-") as storage:
         tuner = tune.Tuner(
             trainable,

@@ -76,13 +76,14 @@ class Problem:
         return o if isinstance(o, PlanObjective) else PlanObjective(o.original, o.accuracy_original, o.limits, o.local_provider)
 
 
-def load_services(config: SearchConfig) -> dict[str, Service]:
-    """The services of a search, called as its configuration calls them: a service folder by its path.
+def load_services(config: SearchConfig, *providers: str) -> dict[str, Service]:
+    """The services of a search, or of some ``providers``, called as its configuration calls them: a service folder by its path.
 
     Raises:
         ServiceError, IntegrityError: for a service that is not there or not what its hashes say.
     """
-    loaded = {name: get_service(name) for name in (config.local, *config.hosts)}
+    placement = config.placement
+    loaded = {name: get_service(name) for name in (config.local, *config.hosts) if not providers or placement[name] in providers}
     return {name: Service(service.spec.model_copy(update={"name": name}), service.blocks) for name, service in loaded.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from ray import tune
 
-from code_ray.controls import RANDOM_SUFFIX, random_host
+from code_ray.controls import RANDOM_SUFFIX
 from code_ray.errors import ArtifactError, CodeRayError, LinkError, ServiceError
 from code_ray.gating import make_gates
+from code_ray.party import Party
 from code_ray.path import InferencePath
-from code_ray.plan import save_links
 from code_ray.profiling import Profile
 from code_ray.scoring import Scorer
-from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
 from search.campaign import PLANNED, Job, links_id
 from search.config import SearchConfig
+from search.parties import start_parties
 from search.problem import load_search_data, load_services
 
 CALIBRATION_IMAGES = 512
@@ -46,20 +46,30 @@ class Worker:
     """What a worker process keeps between trials: services, data, cached activations."""
 
     def __init__(
-        self, config: SearchConfig, profile: Profile, stores_dir: Path, teacher: bytes | None = None, original_classes: bytes = b""
+        self,
+        config: SearchConfig,
+        profile: Profile,
+        stores_dir: Path,
+        teacher: bytes | None = None,
+        original_classes: bytes = b"",
+        parties: Mapping[str, Party] | None = None,
     ) -> None:
         """``teacher``: the original's logits on the training images, float32, where the driver has computed them.
-        ``original_classes``: its classes of the validation images, uint16; without them no path is gated.
+        ``original_classes``: its classes of the validation images, uint16; without them no path is gated. ``parties``: by provider,
+        those whose services are not loaded here.
         """
         torch.set_num_threads(1)
         self.config = config
         self.stores_dir = stores_dir
-        self.services = load_services(config)
         self.placement = dict(config.placement)
+        here = [provider for provider in self.placement.values() if provider not in (parties or {})]
+        services = load_services(config, *here)
         data = load_search_data(config)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         logits = None if teacher is None else torch.frombuffer(bytearray(teacher), dtype=torch.float32).view(-1, len(data.labels))
-        self.trainer = Trainer(self.services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits)
+        self.trainer = Trainer(services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits, parties)
+        self.services = self.trainer.services
+        self.identities = {name: self.trainer.parties.with_service(name).public(name) for name in self.placement}
         self.scorer = Scorer(self.trainer)
         self.original_classes = np.frombuffer(original_classes, np.uint16)
 
@@ -72,7 +82,7 @@ class Worker:
         started = time.time()
         services = self._verified(jobs)
         outcomes = self._score(jobs)
-        _verify(services)
+        self._verify(services)
         times = {"started": started, "finished": time.time()}
         return [{"record": {**o["record"], **times}} if "record" in o else o for o in outcomes]
 
@@ -113,42 +123,43 @@ class Worker:
         logits = training.logits("validation")
         labels = self.trainer.data.validation.labels
         accuracy = float((logits.argmax(1) == labels).mean())
-        _verify(services)
+        self._verify(services)
         hashes: dict[str, str] = {}
         if job.role in PLANNED:
-            hashes = save_links(job.path, links_id(job.path, self.services, job.fidelity), training.links, self.placement, self.stores_dir)
+            hashes = training.save(links_id(job.path, self.identities, job.fidelity), str(self.stores_dir))
         whole: dict[str, Any] = {"accuracy": accuracy, "accuracy_fit": accuracy_fit, "rungs": rungs, "seconds": time.monotonic() - begun}
         if job.role in PLANNED and len(self.original_classes):
             whole["gates"] = [asdict(gate) for gate in make_gates(logits, self.original_classes, labels, self.config.rerun_shares)]
         yield {"record": {**whole, "link_hashes": hashes, "started": started, "finished": time.time()}}
 
-    def _verified(self, jobs: Sequence[Job]) -> list[Service]:
-        """The services that ``jobs`` use, found whole."""
+    def _verified(self, jobs: Sequence[Job]) -> list[str]:
+        """Names of the services that ``jobs`` use, found whole."""
         for job in jobs:
             self._ensure_hosts(job.path)
-        services = [self.services[name] for name in dict.fromkeys(name for job in jobs for name in (job.path.local, *job.path.hosts))]
-        _verify(services)
-        return services
+        names = list(dict.fromkeys(name for job in jobs for name in (job.path.local, *job.path.hosts)))
+        self._verify(names)
+        return names
+
+    def _verify(self, names: Sequence[str]) -> None:
+        """Each party checks its own."""
+        for name in names:
+            self.trainer.parties.with_service(name).verify([name])
 
     def _ensure_hosts(self, path: InferencePath) -> None:
-        """Make the random-weight control of a host when a path first asks for it."""
+        """Have the random-weight control of a host made where the host is, when a path first asks for it."""
         for name in path.hosts:
-            if name not in self.services and name.endswith(RANDOM_SUFFIX):
+            if name not in self.placement and name.endswith(RANDOM_SUFFIX):
                 host = name.removesuffix(RANDOM_SUFFIX)
-                images = self.trainer.data.train.head(CALIBRATION_IMAGES).images
-                self.services[name] = random_host(self.services[host], images, self.config.seed)
+                sees_images = host in self.services or self.config.recipe.fit_entry
+                images = self.trainer.data.train.head(CALIBRATION_IMAGES).images if sees_images else None
+                self.trainer.parties.with_service(host).make_random(host, self.config.seed, images)
                 self.placement[name] = self.placement[host]
-
-
-def _verify(services: Sequence[Service]) -> None:
-    for service in services:
-        service.verify()
 
 
 @lru_cache(maxsize=1)
 def _worker(config_json: str, profile_json: str, stores_dir: str, teacher: bytes | None, original_classes: bytes) -> Worker:
     config, profile = SearchConfig.model_validate_json(config_json), Profile.model_validate_json(profile_json)
-    return Worker(config, profile, Path(stores_dir), teacher, original_classes)
+    return Worker(config, profile, Path(stores_dir), teacher, original_classes, start_parties(config, profile))
 
 
 class PathTrial(tune.Trainable):

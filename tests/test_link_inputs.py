@@ -1,21 +1,22 @@
 """What reaches the last link: the same bits however it is asked for, computed once for paths that begin alike."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trained import CROSS, PATHS, PLACEMENT
+from trained import CROSS, PATHS, apart
 
 from code_ray import link_inputs
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
-from code_ray.link_inputs import LinkInputs
+from code_ray.link_inputs import Images, LinkInputs
 from code_ray.links import Link
 from code_ray.path import InferencePath, parse_path, path_from_vector
-from code_ray.runner import PathRunner, make_links, walk_apart
+from code_ray.runner import PathRunner, make_links
 from code_ray.service import Service
 
 FLOAT32, BFLOAT16 = ExecutionMode(), ExecutionMode("bfloat16", channels_last=True)
@@ -25,14 +26,33 @@ COUNT = 200
 SKIP = path_from_vector((1, 4), "tiny", 6)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of links of the service "tiny", from images."""
+
+    cache: LinkInputs
+    source: Images
+
+    def turn_to(self, path: InferencePath, links: Mapping[str, Link]) -> None:
+        legs, _ = apart(path)
+        self.cache.turn_to(legs, links, self.source, links[path.link_slots[-1].key].spec.in_shape)
+
+    def rows(self, split: str, indices: Tensor) -> Tensor:
+        return self.cache.rows(split, indices)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self.cache.seconds
+
+
 @pytest.fixture
-def inputs(tiny_services: dict[str, Service], digits: DataSet) -> LinkInputs:
+def inputs(tiny_services: dict[str, Service], digits: DataSet) -> Inputs:
     return make_inputs(tiny_services, digits)
 
 
-def make_inputs(services: Mapping[str, Service], digits: DataSet, mode: ExecutionMode = FLOAT32) -> LinkInputs:
+def make_inputs(services: Mapping[str, Service], digits: DataSet, mode: ExecutionMode = FLOAT32) -> Inputs:
     splits = {"train": digits.train.head(COUNT), "validation": digits.validation}
-    return LinkInputs(services, "tiny", splits, PLACEMENT, lambda _: mode)
+    return Inputs(LinkInputs(services, lambda _: mode), Images(services["tiny"], splits))
 
 
 def links_of(path: InferencePath, services: Mapping[str, Service], seed: int = 0) -> dict[str, Link]:
@@ -44,7 +64,7 @@ def expected(
     path: InferencePath, services: Mapping[str, Service], links: Mapping[str, Link], digits: DataSet, mode: ExecutionMode = FLOAT32
 ) -> Tensor:
     """What the legs before the last link make of all training images, run in one go."""
-    legs, _ = walk_apart(path, PLACEMENT)
+    legs, _ = apart(path)
     runner = PathRunner(legs, services, links, lambda _: mode)
     return runner(services["tiny"].preprocess(digits.train.images[:COUNT]))
 
@@ -75,7 +95,7 @@ def test_neither_the_order_of_questions_nor_how_the_kept_rows_grew_changes_a_bit
         assert torch.equal(inputs.rows("train", torch.tensor(question)), whole[question])
 
 
-def test_splits_do_not_mix(inputs: LinkInputs, tiny_services: dict[str, Service], digits: DataSet) -> None:
+def test_splits_do_not_mix(inputs: Inputs, tiny_services: dict[str, Service], digits: DataSet) -> None:
     links = links_of(CROSS, tiny_services)
     inputs.turn_to(CROSS, links)
     train, validation = inputs.rows("train", torch.arange(64)), inputs.rows("validation", torch.arange(64))
@@ -98,7 +118,7 @@ def test_splits_do_not_mix(inputs: LinkInputs, tiny_services: dict[str, Service]
     ids=str,
 )
 def test_what_is_kept_serves_paths_that_begin_alike(
-    first: InferencePath, then: InferencePath, inputs: LinkInputs, tiny_services: dict[str, Service], digits: DataSet
+    first: InferencePath, then: InferencePath, inputs: Inputs, tiny_services: dict[str, Service], digits: DataSet
 ) -> None:
     inputs.turn_to(first, links_of(first, tiny_services))
     inputs.rows("train", torch.arange(128))
@@ -125,7 +145,7 @@ def test_what_is_kept_serves_paths_that_begin_alike(
     ids=str,
 )
 def test_another_beginning_drops_what_is_kept(
-    then: InferencePath, inputs: LinkInputs, tiny_services: dict[str, Service], digits: DataSet
+    then: InferencePath, inputs: Inputs, tiny_services: dict[str, Service], digits: DataSet
 ) -> None:
     inputs.turn_to(CROSS, links_of(CROSS, tiny_services))
     inputs.rows("train", torch.arange(COUNT))
@@ -136,9 +156,7 @@ def test_another_beginning_drops_what_is_kept(
     assert inputs.seconds["train"] > 0
 
 
-def test_other_weights_of_an_earlier_link_are_another_beginning(
-    inputs: LinkInputs, tiny_services: dict[str, Service], digits: DataSet
-) -> None:
+def test_other_weights_of_an_earlier_link_are_another_beginning(inputs: Inputs, tiny_services: dict[str, Service], digits: DataSet) -> None:
     links = links_of(CROSS, tiny_services)
     inputs.turn_to(CROSS, links)
     before = inputs.rows("train", torch.arange(COUNT))
@@ -150,7 +168,7 @@ def test_other_weights_of_an_earlier_link_are_another_beginning(
     assert torch.equal(after, expected(CROSS, tiny_services, links, digits))
 
 
-def test_weights_of_the_last_link_are_no_part_of_the_beginning(inputs: LinkInputs, tiny_services: dict[str, Service]) -> None:
+def test_weights_of_the_last_link_are_no_part_of_the_beginning(inputs: Inputs, tiny_services: dict[str, Service]) -> None:
     links = links_of(CROSS, tiny_services)
     inputs.turn_to(CROSS, links)
     inputs.rows("train", torch.arange(64))
@@ -164,7 +182,7 @@ def test_weights_of_the_last_link_are_no_part_of_the_beginning(inputs: LinkInput
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_rows_too_many_to_keep_are_computed_and_the_same(
-    path: InferencePath, inputs: LinkInputs, tiny_services: dict[str, Service], digits: DataSet, monkeypatch: pytest.MonkeyPatch
+    path: InferencePath, inputs: Inputs, tiny_services: dict[str, Service], digits: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_inputs, "MAX_KEPT_VALUES", 0)
     links = links_of(path, tiny_services)
@@ -181,7 +199,7 @@ def test_rows_too_many_to_keep_are_computed_and_the_same(
 def test_the_limit_is_on_the_values_of_the_whole_split(
     spare: int,
     kept: set[str],
-    inputs: LinkInputs,
+    inputs: Inputs,
     tiny_service: Service,
     tiny_services: dict[str, Service],
     monkeypatch: pytest.MonkeyPatch,
@@ -193,7 +211,7 @@ def test_the_limit_is_on_the_values_of_the_whole_split(
     assert set(inputs.seconds) == kept
 
 
-def test_the_last_rows_of_a_split_are_computed_once_too(inputs: LinkInputs, tiny_services: dict[str, Service]) -> None:
+def test_the_last_rows_of_a_split_are_computed_once_too(inputs: Inputs, tiny_services: dict[str, Service]) -> None:
     inputs.turn_to(CROSS, links_of(CROSS, tiny_services))
     inputs.rows("train", torch.arange(COUNT))
     spent = dict(inputs.seconds)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import GREY
 from torch import Tensor, nn
+from trained import PLACEMENT, apart
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.path import InferencePath, Segment, original_path, parse_path, path_from_vector
-from code_ray.runner import Leg, LegRunner, PathRunner, leg_modules, make_links, slot_spec, walk, walk_apart
+from code_ray.runner import Leg, LegRunner, PathRunner, leg_modules, make_links, slot_spec, walk
 from code_ray.service import Service, build_service
 
-PLACEMENT = {"tiny": "a", "host": "b", "second": "c"}
 ONE_SERVER = dict.fromkeys(PLACEMENT, "a")
 
 
@@ -118,11 +118,11 @@ ON_PROVIDERS = pytest.mark.parametrize("placement", [PLACEMENT, ONE_SERVER], ids
 def test_a_path_comes_apart_before_its_last_link(
     path: InferencePath, before: list[tuple[str, list[str]]], behind: list[tuple[str, list[str]]]
 ) -> None:
-    assert tuple(map(as_text, walk_apart(path, PLACEMENT))) == (before, behind)
+    assert tuple(map(as_text, apart(path))) == (before, behind)
 
 
 def test_a_leg_that_holds_all_links_is_cut_at_the_last() -> None:
-    before, behind = walk_apart(TWICE, ONE_SERVER)
+    before, behind = apart(TWICE, ONE_SERVER)
     assert as_text(before) == [("a", ["tiny[0:1]", "link0", "host[1:2]", "link1", "tiny[3:4]", "link2", "host[3:4]"])]
     assert as_text(behind) == [("a", ["link3", "tiny[5:6]"])]
 
@@ -130,7 +130,7 @@ def test_a_leg_that_holds_all_links_is_cut_at_the_last() -> None:
 @ON_PROVIDERS
 @pytest.mark.parametrize("path", LINKED, ids=str)
 def test_both_parts_of_a_path_together_are_its_walk(path: InferencePath, placement: dict[str, str]) -> None:
-    whole, (before, behind) = walk(path, placement), walk_apart(path, placement)
+    whole, (before, behind) = walk(path, placement), apart(path, placement)
     steps = [[(leg.provider, step) for leg in legs for step in leg.steps] for legs in (whole, (*before, *behind))]
     assert steps[0] == steps[1]
     assert behind[0].steps[0] == path.link_slots[-1]
@@ -147,7 +147,7 @@ def test_both_parts_of_a_path_one_after_another_compute_what_it_does_to_the_bit(
     torch.manual_seed(0)
     links = make_links(path, tiny_services)
     whole, before, behind = (
-        PathRunner(legs, tiny_services, links, lambda _: mode) for legs in (walk(path, placement), *walk_apart(path, placement))
+        PathRunner(legs, tiny_services, links, lambda _: mode) for legs in (walk(path, placement), *apart(path, placement))
     )
     inputs = tiny_services["tiny"].preprocess(digits.test.images[:10])
     assert torch.equal(behind(before(inputs)), whole(inputs))

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from trained import CROSS, PATHS, PLACEMENT, make_small_services, tiny_trainer
+from trained import CROSS, PATHS, apart, make_small_services, tiny_trainer
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.recipe import Recipe
-from code_ray.runner import PathRunner, walk_apart
+from code_ray.runner import PathRunner
 from code_ray.scoring import EXPLAINED_SAMPLES, Score, Scorer
 from code_ray.service import Service
 from code_ray.training import LinkTraining, Trainer
@@ -85,7 +85,7 @@ def explained_by_hand(path: InferencePath, trainer: Trainer) -> float:
     training = LinkTraining(trainer, path, seed=0)
     training.fit()
     images = trainer.data.validation.images[:EXPLAINED_SAMPLES]
-    legs, _ = walk_apart(path, PLACEMENT)
+    legs, _ = apart(path)
     reaching = PathRunner(legs, trainer.services, training.links, trainer.modes)(trainer.local.preprocess(images))
     slot = path.link_slots[-1]
     target = trainer.services[slot.target[0]]

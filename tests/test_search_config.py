@@ -98,6 +98,11 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"rungs": [20], "reduction": 1},
         r"ConfigError: .*reduction: .*greater than or equal to 2 \(given: 1\)",
     ),
+    "unknown trust": ({"trust": "none"}, r"ConfigError: .*trust: Input should be 'split' or 'shared' \(given: 'none'\)"),
+    "links into hosts that nothing would train": (
+        {"hosts": {"fashion-cnn": {}}, "trust": "split"},
+        r"ConfigError: .*'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps",
+    ),
     "plan measured on nothing": ({"test_samples": 0}, r"ConfigError: .*test_samples: .*greater than or equal to 1 \(given: 0\)"),
     "more blocks at home than there are": ({"min_lout": 6}, r"ConfigError: min_lout 6 leaves no path of 'alexnet-digits'"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from conftest import GREY
@@ -11,8 +12,10 @@ from torch.nn import functional
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.links import Link
+from code_ray.party import Party
 from code_ray.path import InferencePath, parse_path, path_from_vector
 from code_ray.recipe import Recipe
+from code_ray.runner import Leg, cut, walk
 from code_ray.service import Service, build_service
 from code_ray.training import LinkTraining, Trainer
 from code_ray.zoo import BUILDERS
@@ -28,6 +31,11 @@ PATHS = [
     path_from_vector((1, 2, 4), "tiny", 6, "host", 6),
     parse_path("tiny[0:1] > host[2:4] > second[1:3] > tiny[5:6]", 6),
 ]
+
+
+def apart(path: InferencePath, placement: Mapping[str, str] = PLACEMENT) -> tuple[tuple[Leg, ...], tuple[Leg, ...]]:
+    """The legs of a path before its last link, and those from that link on."""
+    return cut(walk(path, placement), path.link_slots[-1])
 
 
 def make_service(name: str, digits: DataSet, seed: int, widths: tuple[int, int, int, int, int] = (16, 32, 48, 32, 32)) -> Service:
@@ -78,7 +86,13 @@ def train_path(trainer: Trainer, path: InferencePath, seed: int, *, fit_only: bo
     return TrainedPath(path, training.links, accuracy_fit, training.accuracy("validation"))
 
 
-def tiny_trainer(services: Mapping[str, Service], data: DataSet, mode: ExecutionMode | None = None, **changes: object) -> Trainer:
+def tiny_trainer(
+    services: Mapping[str, Service],
+    data: DataSet,
+    mode: ExecutionMode | None = None,
+    parties: Mapping[str, Party] | None = None,
+    **changes: Any,
+) -> Trainer:
     """A new trainer of the service "tiny"; fields of the recipe that differ from ``SHORT`` by name."""
     recipe = Recipe.model_validate({**SHORT.model_dump(), **changes})
-    return Trainer(services, "tiny", data, PLACEMENT, lambda _: mode or ExecutionMode(), recipe)
+    return Trainer(services, "tiny", data, PLACEMENT, lambda _: mode or ExecutionMode(), recipe, parties=parties)
