@@ -26,6 +26,7 @@ from code_ray.errors import ServiceError
 from code_ray.service import Builder, Service, load_service
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+EFFICIENTNET_DESCRIPTION = Path(__file__).parent / "efficientnet_lite0.json"
 
 
 class Residual(nn.Module):
@@ -120,6 +121,17 @@ ZOO: dict[str, Callable[[], Path]] = {
     "alexnet-digits": _packaged("alexnet-digits"),
     "efficientnet-lite0": _efficientnet_dir,
 }
+
+
+def description_file(name: str) -> Path:
+    """The ``service.json`` of a built-in service, which ships with the package whether its weights are here or not.
+
+    Raises:
+        ServiceError: for a name that is none of theirs.
+    """
+    if name not in ZOO:
+        raise ServiceError(f"no service is called {name!r}; there are: {', '.join(ZOO)}")
+    return EFFICIENTNET_DESCRIPTION if name == "efficientnet-lite0" else WEIGHTS_DIR / name / "service.json"
 
 
 @lru_cache(maxsize=8)
