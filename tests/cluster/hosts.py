@@ -227,7 +227,7 @@ class Room:
         subprocess.run([*self._enter, *command], check=True, timeout=30)
 
     def _environment(self, **more: str) -> Mapping[str, str]:
-        needed = (Path(sys.prefix), Path(sys.base_prefix))
+        needed = (Path(sys.prefix), Path(sys.base_prefix), Path(__file__))
         places = sorted({str(_mount_point(path)) for path in needed} - {"/"})
         sshd = shutil.which("sshd", path=PATH) or ""
         told = {
