@@ -70,7 +70,7 @@ def _cause(message: str) -> str:
 
 def waiting() -> list[str]:
     """For each replica that has no place on this cluster what it asks for, and which node could give it if it were free."""
-    actors: Sequence[Any] = list_actors(detail=True, limit=10_000)
+    actors: Sequence[Any] = list_actors(address=ray.get_runtime_context().gcs_address, detail=True, limit=10_000)
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     held = [actor for actor in actors if actor.state == "ALIVE" and actor.required_resources]
     return [
