@@ -205,10 +205,6 @@ class Room:
         """Pull a host's cable."""
         self._switch("ip", "link", "set", f"port-{name}", "down")
 
-    def join(self, name: str) -> None:
-        """Plug it in again."""
-        self._switch("ip", "link", "set", f"port-{name}", "up")
-
     def kill(self, name: str) -> None:
         """End every process of a host at once."""
         boot = self.hosts.pop(name).boot
