@@ -30,6 +30,7 @@ from code_ray.service import Builder, Service, load_service, services_dir
 _NAME = re.compile(r"\w[\w.-]*")
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+EFFICIENTNET_DESCRIPTION = Path(__file__).parent / "efficientnet_lite0.json"
 
 
 class Residual(nn.Module):
@@ -133,6 +134,20 @@ def named_folder(name: str) -> Path | None:
         return ZOO[name]()
     own = services_dir() / name
     return own if _NAME.fullmatch(name) and (own / "service.json").is_file() else None
+
+
+def description_file(name: str) -> Path:
+    """The ``service.json`` of the service that goes by that name; those of built-in ones ship with the package whether their weights
+    are here or not.
+
+    Raises:
+        ServiceError: for a name that is none of theirs.
+    """
+    if name in ZOO:
+        return EFFICIENTNET_DESCRIPTION if name == "efficientnet-lite0" else WEIGHTS_DIR / name / "service.json"
+    if (own := named_folder(name)) is not None:
+        return own / "service.json"
+    raise ServiceError(f"no service is called {name!r}; there are: {', '.join(ZOO)}, and those in {services_dir()}")
 
 
 @lru_cache(maxsize=8)

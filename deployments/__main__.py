@@ -1,19 +1,21 @@
-"""What operators do beside deploying: python -m deployments keys add|list|remove, python -m deployments doctor."""
+"""What operators do beside ``serve run``: python -m deployments doctor, deploy FILE, keys add|list|remove."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+import time
 from pathlib import Path
 
 import ray
 
 from code_ray.access import KeyFile, read_keys
 from code_ray.artifact import write_text
-from code_ray.errors import CodeRayError, ConfigError
+from code_ray.errors import CodeRayError, ConfigError, DeploymentError
 from deployments.config import DEFAULT_RUN_DIR
 from deployments.doctor import examine
+from deployments.placement import WITHIN_S, deploy
 
 
 def main() -> int:
@@ -25,6 +27,10 @@ def main() -> int:
     doctor.add_argument("--host", default="127.0.0.1", help="where it will listen")
     doctor.add_argument("--port", type=int, default=8000)
     doctor.add_argument("--address", default="auto", help="the Ray cluster (default: the one that runs here, if any)")
+    deploying = commands.add_parser("deploy", help="'serve deploy', and wait until all runs; what cannot be placed is named")
+    deploying.add_argument("file", type=Path, help="a configuration as 'serve deploy' takes it")
+    deploying.add_argument("--within", type=float, default=WITHIN_S, metavar="SECONDS", help="how long it may take (default: %(default)g)")
+    deploying.add_argument("--address", default="auto", help="the Ray cluster (default: the one that runs here)")
     keys = commands.add_parser("keys", help="API keys; only their hashes are stored")
     verbs = keys.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser("add", help="make a key and print it, once")
@@ -40,7 +46,7 @@ def main() -> int:
     if options.command == "doctor":
         return _doctor(options)
     try:
-        _keys(options)
+        (_deploy if options.command == "deploy" else _keys)(options)
     except CodeRayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -61,6 +67,15 @@ def _doctor(options: argparse.Namespace) -> int:
         bad += not finding.is_good
     print("nothing is in the way" if not bad else f"{bad} to mend")
     return int(bad > 0)
+
+
+def _deploy(options: argparse.Namespace) -> None:
+    try:
+        ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise DeploymentError(f"no Ray answers at {options.address} ({error}); start one, or copy its auth_token to ~/.ray") from error
+    begun = time.monotonic()
+    deploy(options.file, options.within, lambda text: print(f"{time.monotonic() - begun:5.0f} s  {text}", flush=True))
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ def _providers(plan: Plan) -> list[str]:
 def _provider(name: str, plan: Plan, specs: dict[str, ServiceSpec], run: RunDirectory, options: ProviderOptions) -> Application:
     actor: dict[str, Any] = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     if options.pinned:
-        actor["resources"] = {f"provider:{name}": 0.01}
+        actor["resources"] = _node_of(name)
     deployment = serve.deployment(
         name=provider_deployment(name),
         ray_actor_options=actor,
@@ -90,10 +90,13 @@ def _router(
     plan: Plan, specs: dict[str, ServiceSpec], handles: dict[str, Application], options: RouterOptions, applications: dict[str, str]
 ) -> Application:
     check_use(options.use, plan)
+    actor: dict[str, Any] = {"num_cpus": options.num_cpus}
+    if options.pinned:
+        actor["resources"] = _node_of(plan.placement[plan.local])
     deployment = serve.deployment(
         name="router",
         num_replicas=options.replicas,
-        ray_actor_options={"num_cpus": options.num_cpus},
+        ray_actor_options=actor,
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_ONGOING,
         backpressure_config=BACKPRESSURE,
@@ -102,6 +105,18 @@ def _router(
         **HEALTH,
     )(Router)
     return deployment.bind(plan, specs, handles, options)
+
+
+def _node_of(provider: str) -> dict[str, float]:
+    """What a replica asks for that runs on a node of ``provider`` alone: a share of its resource beside which many fit."""
+    resource = f"provider:{provider}"
+    # What is pinned to a node that is not there would wait for it for ever.
+    if ray.is_initialized() and resource not in ray.cluster_resources():  # type: ignore[no-untyped-call]
+        raise DeploymentError(
+            f"provider {provider!r} is pinned and no node has the resource {resource!r}; "
+            f"start its node with --resources='{{\"{resource}\": 1}}' --labels='provider={provider}'"
+        )
+    return {resource: 0.01}
 
 
 def _check_resources(providers: dict[str, ProviderOptions], router: RouterOptions | None) -> None:
@@ -116,10 +131,4 @@ def _check_resources(providers: dict[str, ProviderOptions], router: RouterOption
             raise DeploymentError(
                 f"the deployment needs {wanted:g} {resource} and the cluster has {there.get(resource, 0.0):g}; "
                 f"lower num_{resource.lower()}s of its providers, or add nodes"
-            )
-    for name, options in providers.items():
-        if options.pinned and f"provider:{name}" not in there:
-            raise DeploymentError(
-                f"provider {name!r} is pinned and no node has the resource 'provider:{name}'; "
-                f"start its node with --resources='{{\"provider:{name}\": 1}}'"
             )

