@@ -33,8 +33,9 @@ from code_ray.client import RETRIES, AsyncClient, Client
 from code_ray.data import load_data
 from code_ray.errors import RequestError
 from code_ray.plan import read_plan
-from deployments import build_app
-from deployments.config import DEFAULT_RUN_DIR, AppOptions, ProviderOptions, RouterOptions
+from deployments import build_provider, build_router
+from deployments.config import DEFAULT_RUN_DIR, ProviderAppOptions, ProviderOptions, RouterAppOptions, RouterOptions
+from deployments.routes import provider_deployment
 from examples.demo import free_port, say
 from examples.load import Images
 
@@ -124,9 +125,12 @@ def deployed_on_nodes(providers: Sequence[str]) -> Iterator[tuple[str, Nodes]]:
     try:
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        router = RouterOptions(replicas=2, path_deadline_s=3, steering="plan")
-        options = AppOptions(providers=dict.fromkeys(providers, ProviderOptions(pinned=True)), router=router)
-        serve.run(build_app(options), route_prefix="/")
+        for name in providers:
+            pinned = ProviderAppOptions(provider=name, options=ProviderOptions(pinned=True))
+            serve.run(build_provider(pinned), name=provider_deployment(name), route_prefix=None)
+        # A CPU each: those of the providers' nodes are taken, so that routers are on the head.
+        router = RouterOptions(replicas=2, num_cpus=1, path_deadline_s=3, steering="plan")
+        serve.run(build_router(RouterAppOptions(router=router)), name="router", route_prefix="/")
         yield f"http://127.0.0.1:{port}", nodes
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -135,7 +139,7 @@ def deployed_on_nodes(providers: Sequence[str]) -> Iterator[tuple[str, Nodes]]:
 
 
 def _kill(deployment: str) -> None:
-    os.kill(min(replica_ids(deployment)), signal.SIGKILL)
+    os.kill(min(replica_ids(deployment, application=deployment)), signal.SIGKILL)
 
 
 def _round(url: str, service: str, victim: str, kill: Callable[[], None], number: int) -> dict[str, Any]:
