@@ -175,8 +175,8 @@ class _Recorder(TorchFunctionMode):
         path = self._paths.get(module, "")
         if self._depth:
             self._depth = 0
-            self._watch(True)
             self._note("module", path, (self._described(args), self._described(kwargs)), output)
+            self._watch(True)  # only now: what the note looks at is no step of the model
         else:
             self._stack.pop()
         if path:

@@ -73,6 +73,13 @@ def test_the_head_stays_whole_and_the_others_end_where_weights_begin() -> None:
     assert min(found.seconds) > 0
 
 
+def test_blocks_hold_what_the_model_does_and_nothing_else() -> None:
+    found = code_ray.split(small_cnn(), torch.rand(2, 3, 16, 16), num_blocks=3)
+    kinds = [node.op for block in found.blocks for node in block.graph.nodes]  # type: ignore[union-attr]
+    assert kinds.count("call_module") == len(small_cnn())
+    assert {*kinds} == {"placeholder", "call_module", "output"}
+
+
 def test_a_model_is_left_as_it_was() -> None:
     model = small_cnn().train()
     before = copy.deepcopy(model)
