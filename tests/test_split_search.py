@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from test_search import PAIR, evaluations, search, write_config
 from trained import make_small_services
 
+from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.errors import ConfigError, LinkError, ServiceError
 from code_ray.path import InferencePath, path_from_vector
@@ -50,6 +51,9 @@ def pair(digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     config = SearchConfig.model_validate({"local": local, "data": "digits", "hosts": {host: {}}, "recipe": recipe})
     path = path_from_vector((1, 2, 4, 5), local, 6, host, 6)
     profile = measure_profile([path], load_services(config), config.placement, batch_sizes=(16,))
+    # What was fastest is chance; in bfloat16 images near a boundary change sides with the batch that they are in.
+    plain = {name: execution.model_copy(update={"mode": ExecutionMode()}) for name, execution in profile.executions.items()}
+    profile = profile.model_copy(update={"executions": plain})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "labels": {"provider": "tiny"}, "include_dashboard": False})
     lent = cluster.add_node(num_cpus=1, labels={"provider": "host"})
     ray.init(address=cluster.address, log_to_driver=False)
