@@ -61,9 +61,11 @@ class ProviderOptions(_Options):
 class RouterOptions(_Options):
     """The ingress: limits of a request, deadlines, and which planned paths may be used.
 
-    ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s``
-    the whole request. ``pinned``: only on the node of the local service's provider, as its ``pinned`` says. ``use``: ids of the planned paths that may be used (None: all); the original always may.
-    ``shadow_share``: of offloaded images, those that the original answers as well, to compare. ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows, or follow the plan's rates always.
+    ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s`` the whole request.
+    ``pinned``: only on the node of the local service's provider, as its ``pinned`` says. ``use``: ids of the planned paths that may be used
+    (None: all); the original always may. ``shadow_share``: of offloaded images, those that the original answers as well, to compare.
+    ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows,
+    or follow the plan's rates always.
     """
 
     replicas: int = Field(1, ge=1)
