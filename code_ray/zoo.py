@@ -136,18 +136,14 @@ def named_folder(name: str) -> Path | None:
     return own if _NAME.fullmatch(name) and (own / "service.json").is_file() else None
 
 
-def description_file(name: str) -> Path:
-    """The ``service.json`` of the service that goes by that name; those of built-in ones ship with the package whether their weights
-    are here or not.
-
-    Raises:
-        ServiceError: for a name that is none of theirs.
+def description_file(name: str) -> Path | None:
+    """The ``service.json`` of the service that goes by that name, if there is one; those of built-in ones ship with the package whether
+    their weights are here or not.
     """
     if name in ZOO:
         return EFFICIENTNET_DESCRIPTION if name == "efficientnet-lite0" else WEIGHTS_DIR / name / "service.json"
-    if (own := named_folder(name)) is not None:
-        return own / "service.json"
-    raise ServiceError(f"no service is called {name!r}; there are: {', '.join(ZOO)}, and those in {services_dir()}")
+    own = named_folder(name)
+    return None if own is None else own / "service.json"
 
 
 @lru_cache(maxsize=8)

@@ -82,7 +82,8 @@ def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
         ServiceError: as ``load_stored_service``.
     """
     folder = _folder_in_store(name, store_dir)
-    return read_spec(folder / "service.json" if folder.exists() else description_file(name))
+    named = None if folder.exists() else description_file(name)
+    return read_spec(named or folder / "service.json")
 
 
 def outline(spec: ServiceSpec, paths: list[InferencePath]) -> Service:

@@ -249,7 +249,9 @@ def converted() -> Service:
 
 
 def test_the_description_that_ships_is_that_of_the_converted_weights(converted: Service) -> None:
-    assert read_spec(description_file("efficientnet-lite0")) == converted.spec
+    description = description_file("efficientnet-lite0")
+    assert description is not None
+    assert read_spec(description) == converted.spec
 
 
 @pytest.fixture

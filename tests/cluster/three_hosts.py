@@ -117,7 +117,9 @@ def right_labels() -> list[str]:
     """What the original path answers to the images that the client sends."""
     plan = read_plan(PLAN / "plan.json")
     assert plan.canaries is not None
-    labels = read_spec(description_file(LOCAL)).labels
+    description = description_file(LOCAL)
+    assert description is not None
+    labels = read_spec(description).labels
     return [labels[index] for index in load_canaries(PLAN / "canaries.safetensors", plan.canaries).logits[ORIGINAL].argmax(1)]
 
 
