@@ -111,8 +111,12 @@ class RemoteParty:
             options["label_selector"] = selector
         actor_class = ray.remote(**options)(PartyActor)
         self.actor: Any = actor_class.remote(config.model_dump_json(), provider, mode.dtype, mode.channels_last)
+        self.left: list[str] = []
+        """Keys of parts that nobody refers to any more; the actor hears of them with the next invitation."""
 
     def join(self, invitation: Invitation) -> Part:
+        while self.left:
+            self.ask("leave", self.left.pop())
         return cast(Part, _RemotePart(self, invitation))
 
     def boundary(self, service: str, position: int) -> Boundary:
@@ -145,10 +149,6 @@ class RemoteParty:
                 "run the same command again"
             ) from error
 
-    def leave(self, key: str) -> None:
-        """Give up a part; nobody waits for it."""
-        self.actor.leave.remote(key)
-
 
 class _RemotePart:
     """``Part`` at an actor: each of its methods is a call there."""
@@ -157,8 +157,8 @@ class _RemotePart:
         self._party = party
         self._key = uuid.uuid4().hex
         party.ask("join", self._key, invitation.model_dump_json())
-        # When a process ends its actors do as well.
-        weakref.finalize(self, party.leave, self._key).atexit = False
+        # No call from here: garbage is collected at any moment, in the middle of another call or when Ray is down.
+        weakref.finalize(self, party.left.append, self._key).atexit = False
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return partial(self._party.ask, "ask_part", self._key, method)

@@ -104,7 +104,8 @@ def test_what_was_measured_of_a_host_that_is_gone_is_left_behind_and_times_are_m
 
 
 def test_confirmed_and_longer_trainings_of_paths_outside_the_new_space_are_left_behind(runs: Path) -> None:
-    whole = {"confirm": 2, "refine": {"paths": 2, "times": 2}, "controls": True}
+    # A limit that binds: a longer training is worth something then, whatever the times.
+    whole = {"confirm": 2, "refine": {"paths": 2, "times": 2}, "controls": True, "loss_points": 1.0}
     (runs / "whole.yaml").write_text(yaml.safe_dump(BASE | whole))
     command = [sys.executable, "-m", "search", "whole.yaml", "--out", "whole", "--known", "first"]
     done = subprocess.run(command, cwd=runs, capture_output=True, text=True, check=False, timeout=250)

@@ -31,6 +31,9 @@ TOOLS = {
     "rsync": "rsync",
 }
 """Programs that are needed, and where Debian has them."""
+TREE = Path(__file__).parent.parent.parent
+PRIVATE = ("/tmp", "/run")
+"""Folders of which each host has its own, empty at first."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _ROOM = """
@@ -82,6 +85,12 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs tmpfs "$root/run"
+# This tree and its Python may lie where each host has now something of its own.
+for place in $HIDDEN; do
+    part="$disk/parts$(echo "$place" | tr / _)"
+    mkdir -p "$part/up" "$part/work" "$root$place"
+    mount -t overlay overlay -o "lowerdir=$place,upperdir=$part/up,workdir=$part/work" "$root$place"
+done
 mkdir -p "$root/run/sshd" "$root/srv/shared"
 mount --bind "$FILES/shared" "$root/srv/shared"
 rm -rf "$root/root/.ssh" "$root/root/.ray" "$root/root/.code_ray" "$root/root/.cache/code_ray" "$root/etc/code_ray" "$root/opt/code_ray"
@@ -223,8 +232,10 @@ class Room:
         subprocess.run([*self._enter, *command], check=True, timeout=30)
 
     def _environment(self, **more: str) -> Mapping[str, str]:
-        needed = (Path(sys.prefix), Path(sys.base_prefix), Path(__file__))
+        needed = [path.resolve() for path in (TREE, Path(sys.prefix), Path(sys.base_prefix))]
         places = sorted({str(_mount_point(path)) for path in needed} - {"/"})
+        hidden = [path for path in needed if any(path.is_relative_to(place) for place in PRIVATE)]
+        hidden = [path for path in hidden if not any(other in path.parents for other in hidden)]
         sshd = shutil.which("sshd", path=PATH) or ""
         told = {
             "STATE": str(self._state),
@@ -232,6 +243,7 @@ class Room:
             "NETWORK": NETWORK,
             "RATE": RATE,
             "PLACES": " ".join(places),
+            "HIDDEN": " ".join(map(str, hidden)),
             "SSHD": sshd,
         }
         return {"PATH": PATH, "LANG": "C.UTF-8"} | told | more
@@ -262,7 +274,6 @@ def _children(process: int) -> list[int]:
 
 
 def _mount_point(path: Path) -> Path:
-    path = path.resolve()
     while not path.is_mount():
         path = path.parent
     return path
