@@ -69,7 +69,7 @@ def processes(room: Room, name: str) -> list[str]:
 
 def nodes(room: Room) -> list[dict[str, object]]:
     """Addresses, resources, labels and states of the cluster's nodes, as Ray tells them on the head."""
-    program = 'import json, ray; ray.init(address="auto", logging_level="ERROR"); print(json.dumps(ray.nodes(), default=str))'
+    program = 'import json, ray; ray.init(address="auto", logging_level="ERROR", log_to_driver=False); print(json.dumps(ray.nodes(), default=str))'
     done = room.run("head", f"{ON_HEAD} {VENV}/python -c '{program}'", check=False)
     return [node for node in json.loads(done.stdout.splitlines()[-1]) if node["Alive"]] if done.returncode == 0 else []
 
