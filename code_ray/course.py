@@ -95,6 +95,18 @@ def parts(described: Any) -> Iterator[Any]:
         yield described
 
 
+def with_parts(described: Any, change: Callable[[Any], Any]) -> Any:
+    """The same tuples, lists, dictionaries and slices with ``change`` made to each of their ``parts``."""
+    if isinstance(described, (tuple, list)):
+        entries = [with_parts(entry, change) for entry in described]
+        return entries if isinstance(described, list) else tuple(entries)
+    if isinstance(described, dict):
+        return {key: with_parts(entry, change) for key, entry in described.items()}
+    if isinstance(described, slice):
+        return slice(*(with_parts(part, change) for part in (described.start, described.stop, described.step)))
+    return change(described)
+
+
 class Untraceable(Exception):
     """Something in module ``path`` cannot be followed; called whole it may do no harm."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,12 @@ def load_data(name: str) -> DataSet:
     return DATA_SETS[name]()
 
 
+def shuffled(images: UInt8Array, labels: Int64Array, cuts: Sequence[int]) -> list[Split]:
+    """Labelled images in an order by chance that is always the same, parted at ``cuts``."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels)).astype(np.int64)
+    return [Split(images[i], labels[i], i) for i in np.split(order, cuts)]
+
+
 def _digits() -> DataSet:
     from sklearn.datasets import load_digits
 
@@ -96,8 +102,7 @@ def _digits() -> DataSet:
     enlarged = np.kron(bunch.images, np.ones((1, 3, 3))) * (255 / 16)
     images = np.pad(enlarged, ((0, 0), (2, 2), (2, 2))).round().astype(np.uint8)
     labels = bunch.target.astype(np.int64)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels)).astype(np.int64)
-    train, validation, test = (Split(images[i], labels[i], i) for i in np.split(order, [900, 1200]))
+    train, validation, test = shuffled(images, labels, (900, 1200))
     return DataSet("digits", train, validation, test, tuple(str(digit) for digit in range(10)))
 
 
@@ -107,8 +112,7 @@ def _fashion_mnist() -> DataSet:
     train_labels = _read_idx(folder / "train-labels-idx1-ubyte.gz", 1).astype(np.int64)
     test_images = _read_idx(folder / "t10k-images-idx3-ubyte.gz", 3)
     test_labels = _read_idx(folder / "t10k-labels-idx1-ubyte.gz", 1).astype(np.int64)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train_labels)).astype(np.int64)
-    train, validation = (Split(train_images[i], train_labels[i], i) for i in np.split(order, [55_000]))
+    train, validation = shuffled(train_images, train_labels, (55_000,))
     test = Split(test_images, test_labels, np.arange(len(test_labels), dtype=np.int64))
     return DataSet("fashion-mnist", train, validation, test, FASHION_LABELS)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from code_ray.course import BatchSize, Held, OfModel, Recording, Ref, Step, parts
+from code_ray.course import BatchSize, Held, OfModel, Recording, Ref, Step, parts, with_parts
 
 LIKE = "_like"
 """An empty tensor of a block that is cast and moved with it: in its number format and where it is, other tensors are made."""
@@ -108,22 +108,18 @@ class _Writer:
 
     def value(self, described: Any) -> Any:
         """What a step is given: nodes for all that is known only when the block runs."""
-        if isinstance(described, Ref):
-            return self._nodes[described] if described in self._nodes else self.write(self._steps[described])
-        if isinstance(described, Held):
-            return self._get(described.name)
-        if isinstance(described, OfModel):
-            return self.graph.call_function(getattr, (self._get(LIKE), described.what))
-        if isinstance(described, BatchSize):
-            return self._size(described)
-        if isinstance(described, (tuple, list)):
-            entries = [self.value(entry) for entry in described]
-            return entries if isinstance(described, list) else tuple(entries)
-        if isinstance(described, dict):
-            return {key: self.value(entry) for key, entry in described.items()}
-        if isinstance(described, slice):
-            return slice(*(self.value(part) for part in (described.start, described.stop, described.step)))
-        return described
+        return with_parts(described, self._node)
+
+    def _node(self, part: Any) -> Any:
+        if isinstance(part, Ref):
+            return self._nodes[part] if part in self._nodes else self.write(self._steps[part])
+        if isinstance(part, Held):
+            return self._get(part.name)
+        if isinstance(part, OfModel):
+            return self.graph.call_function(getattr, (self._get(LIKE), part.what))
+        if isinstance(part, BatchSize):
+            return self._size(part)
+        return part
 
     def _get(self, name: str) -> fx.Node:
         if name not in self._held:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from code_ray.data import SPLIT_SEED, DataSet, Split
+from code_ray.data import DataSet, Split, shuffled
 from code_ray.errors import DataError
 
 SUFFIX = ".safetensors"
@@ -39,9 +39,7 @@ def make_data(name: str, labels: Sequence[str], train: Samples, test: Samples, v
     """
     whole = _split(train, "train", len(labels))
     if validation is None:
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(whole)).astype(np.int64)
-        cut = max(1, round(VALIDATION_SHARE * len(whole)))
-        held_out, whole = (Split(whole.images[i], whole.labels[i], i) for i in (order[:cut], order[cut:]))
+        held_out, whole = shuffled(whole.images, whole.labels, (max(1, round(VALIDATION_SHARE * len(whole))),))
     else:
         held_out = _split(validation, "validation", len(labels))
     tested = _split(test, "test", len(labels))

@@ -17,7 +17,7 @@ from torch.nn.modules import container, transformer
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from code_ray.course import Held, Recording, Ref, Run, Step, Stray, Untraceable, parts, unify
+from code_ray.course import Held, Recording, Ref, Run, Step, Stray, Untraceable, parts, unify, with_parts
 from code_ray.errors import SplitError
 
 CONTAINERS = (
@@ -226,20 +226,16 @@ class _Recorder(TorchFunctionMode):
             self._run.shapes[made] = tuple(value.shape[1:])
 
     def _described(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) in self._refs:
-                return self._refs[id(value)]
-            if id(value) in self._held:
-                return Held(self._held[id(value)])
-            return Stray(value.detach().clone(), self._origin.get(id(value), self._path))
-        if isinstance(value, (tuple, list)):
-            entries = [self._described(entry) for entry in value]
-            return entries if isinstance(value, list) else tuple(entries)
-        if isinstance(value, dict):
-            return {key: self._described(entry) for key, entry in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._described(part) for part in (value.start, value.stop, value.step)))
-        return value
+        return with_parts(value, self._named)
+
+    def _named(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self._refs:
+            return self._refs[id(value)]
+        if id(value) in self._held:
+            return Held(self._held[id(value)])
+        return Stray(value.detach().clone(), self._origin.get(id(value), self._path))
 
 
 def the_logits(output: Any) -> Tensor:

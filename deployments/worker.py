@@ -40,8 +40,8 @@ class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
     ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean,
-    and ``packing``, seconds to take the input out of a message and put the output into one, and the bytes of both. ``slice_seconds``: of compute in slices, as
-    they were lately (None: there were none), since small batches take longer an image.
+    and ``packing``, seconds to take the input out of a message and put the output into one, and the bytes of both. ``slice_seconds``: of
+    compute in slices, as they were lately (None: there were none), since small batches take longer an image.
     """
 
     call: Callable[[Array], Array]

@@ -31,6 +31,7 @@ from search.results import (
     distilled_arms,
     fixed_speedups,
     frontiers,
+    host_share,
     make_plan,
     measure_test,
     plain_arms,
@@ -179,7 +180,8 @@ def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]
     paper = PaperObjective(objective.original, problem.accuracy_original, objective.limits, home, reward)
     f_path = float(paper.path_values([Candidate(path, cost)], np.array([[accuracy]]))[0, 0]) if path != original else paper.original_value
     costs = {p: c for p, (c, _) in known.items()} | {original: objective.original.cost}
-    used = objective.limits.used(arm.mixture, [costs[p] for p in arm.paths])
+    of_arm = [costs[p] for p in arm.paths]
+    used = objective.limits.used(arm.mixture, of_arm)
     return {
         "vector": list(path.vector),
         "kind": path.kind,
@@ -193,7 +195,7 @@ def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]
         "average_accuracy_loss_points": test_loss(arm, hits)[0],
         "reward": f_path,
         "reward_original": paper.original_value,
-        "host_share": max((share for name, share in used.items() if isinstance(name, str) and name != home), default=0.0),
+        "host_share": host_share(problem, arm.mixture, of_arm),
         "network_share": max((share for edge, share in used.items() if isinstance(edge, tuple)), default=None),
         "host_efficiency": host_efficiency(objective.original_seconds, tau_l, tau_h),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from code_ray.policy import ORIGINAL
 from code_ray.profiling import hop_bytes
 from code_ray.runner import walk
 from code_ray.space import Candidate
-from code_ray.throughput import FloatArray, Mixture, least_loss_mixture, pair_throughput, payload_by_edge
+from code_ray.throughput import FloatArray, Mixture, PathCost, least_loss_mixture, pair_throughput, payload_by_edge
 from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
 from search.distilled import distilled_paths
@@ -170,12 +170,13 @@ def fixed_speedups(problem: Problem, known: Known) -> dict[str, dict[str, float]
         if arm is not None:
             table[str(speedup)] = {
                 "average_accuracy_loss_points": arm.loss_points,
-                "host_share": _host_share(problem, arm.mixture, costs),
+                "host_share": host_share(problem, arm.mixture, costs),
             }
     return table
 
 
-def _host_share(problem: Problem, mixture: Mixture, costs: list[Any]) -> float:
+def host_share(problem: Problem, mixture: Mixture, costs: Sequence[PathCost]) -> float:
+    """The share of the busiest host's server that a mixture of paths takes."""
     providers = set(problem.objective.limits.budgets) - {problem.objective.local_provider}
     return max((mixture.load(provider, costs) for provider in providers), default=0.0)
 
