@@ -131,7 +131,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     axes.barh(table.kind + " " + table.path, 100 * table.share_of_time.clip(upper=1.5), color="#0b6e4f")
     axes.axvline(20, color="#b91c1c", linestyle=":")
     axes.invert_yaxis()
-    axes.set(xlabel="time to the accuracy that the plain recipe ends with, % of its time")
+    axes.set(xlabel="time to the plain recipe's accuracy, % of its time")
     axes.tick_params(axis="y", labelsize=7)
     figure.savefig(file, dpi=120)
     plt.close(figure)

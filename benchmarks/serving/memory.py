@@ -143,7 +143,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     for process, seen in table[table.bytes > 0].groupby("process"):
         axes.plot(seen.seconds / 60, seen.bytes / 2**20, label=str(process))
     axes.set(xlabel="minutes", ylabel="MiB that the process has alone", ylim=(0, None))
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
