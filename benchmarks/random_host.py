@@ -29,9 +29,10 @@ from code_ray.zoo import get_service
 from search.campaign import Campaign
 from search.config import SearchConfig, read_config
 from search.launch import run_search
+from search.measuring import Hits, measure_test
 from search.plannable import plannable
 from search.problem import load_inputs, prepare
-from search.results import Arm, Hits, arm_at, lost_points, mean_and_half_interval, measure_test, plan_of
+from search.results import Arm, arm_at, lost_points, mean_and_half_interval, plan_of
 from search.trial import CALIBRATION_IMAGES
 
 SPEEDUPS = (1.4, 1.8, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -77,7 +78,7 @@ def best_arms(config: SearchConfig, out: Path) -> Side:
     campaign = Campaign(prepare(config, load_inputs(config), RunDirectory(out), _say), train=False)
     arms = {speedup: arm_at(campaign.problem, plannable(campaign), speedup) for speedup in SPEEDUPS}
     used = [path for arm in arms.values() if arm is not None for path in arm.shares]
-    return arms, measure_test(campaign.problem, plan_of(campaign.problem, campaign, used))
+    return arms, measure_test(campaign.problem, plan_of(campaign.problem, campaign, used), {})
 
 
 def compared(speedup: float, sides: dict[str, Side]) -> dict[str, Any]:

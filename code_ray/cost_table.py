@@ -9,8 +9,7 @@ import numpy as np
 
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.path_space import HIN, HOST, HOUT, KIND, KINDS, LIN, LOUT, RANK, PathSpace, Rows
-from code_ray.profiling import Profile, hop_bytes, spec_key
-from code_ray.runner import slot_spec
+from code_ray.profiling import Profile, hop_bytes, link_key
 from code_ray.service import Service
 from code_ray.throughput import FloatArray, Limits
 
@@ -83,7 +82,9 @@ class CostTable:
 
 
 def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Service]) -> CostTable:
-    """The costs of ``space`` as ``profile`` measured them; NaN for links that it did not, which no path of the space needs."""
+    """The costs of ``space`` as ``profile`` measured them, ``services`` being those that the asker has; NaN for links that it did not
+    measure, which no path of the space needs.
+    """
     local, n = services[space.local], space.num_blocks
     home = profile.placement[space.local]
     ranks = range(len(space.ranks))
@@ -93,8 +94,8 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
         for place in np.ndindex(shape):
             if (asked := make(*place)) is not None:
                 path, slot = asked
-                spec = slot_spec(path.link_slots[slot], path, services)
-                found[place] = profile.link_seconds.get(provider, {}).get(spec_key(spec), np.nan)
+                key = link_key(path.link_slots[slot], path, services)
+                found[place] = profile.link_seconds.get(provider, {}).get(key, np.nan)
         return found
 
     def path(vector: Sequence[int], rank: int | None = None, host: str | None = None) -> InferencePath:

@@ -18,10 +18,11 @@ from code_ray.descent import Descent
 from code_ray.errors import LinkError
 from code_ray.link_inputs import LinkInputs, Source
 from code_ray.links import Link, fit_link
-from code_ray.party import Array, Invitation, PublicService, Rows, writeable
+from code_ray.party import Array, Invitation, PublicService, Rows, Survey, writeable
 from code_ray.path import LinkSlot
-from code_ray.plan import save_links
-from code_ray.runner import Leg, Outline, PathRunner, Stretch, cut, link_owner, make_link, stretches, walk
+from code_ray.plan import load_links, save_links
+from code_ray.profiling import Times, measure_times
+from code_ray.runner import Bounded, Leg, Outline, PathRunner, Stretch, cut, link_owner, make_link, stretches, walk
 from code_ray.service import Service
 
 MAX_ORIGINS = 2
@@ -91,8 +92,11 @@ class OwnParty:
         return self.services[service].boundaries[position]
 
     def public(self, service: str) -> PublicService:
-        found = self.services[service]
-        return PublicService(content_hash=found.content_hash, num_blocks=found.num_blocks)
+        return PublicService.of(self.services[service])
+
+    def measure(self, survey: Survey) -> Times:
+        told = {name: Outline(boundaries) for name, boundaries in survey.boundaries.items()}
+        return measure_times(survey.inference_paths, self.services, survey.placement, told=told)
 
     def verify(self, services: Sequence[str]) -> None:
         for name in services:
@@ -139,11 +143,12 @@ class OwnPart:
         found = stretches(self.path, self._placement, lambda provider: "" if party.runs(provider) else provider)
         self._stretches = {stretch.first: stretch for stretch in found if not stretch.party}
         told = {name: Outline(boundaries) for name, boundaries in invitation.boundaries.items()}
+        self._known: Mapping[str, Bounded] = {**told, **party.services}
         for slot in self.path.link_slots:
             if party.runs(self._placement[link_owner(slot, self.path.local)]):
                 # Each from a seed of its own: how it starts does not depend on whose the links before it are.
                 torch.manual_seed(invitation.seed + slot.index)
-                self.links[slot.key] = make_link(slot, self.path, {**told, **party.services})
+                self.links[slot.key] = make_link(slot, self.path, self._known)
         self._runners: dict[tuple[int, int | None], PathRunner] = {}
         self._descent: Descent | None = None
 
@@ -216,6 +221,11 @@ class OwnPart:
 
     def save(self, identifier: str, stores_dir: str) -> dict[str, str]:
         return save_links(self.path, identifier, self.links, self._placement, Path(stores_dir))
+
+    def load(self, identifier: str, hashes: dict[str, str], stores_dir: str) -> None:
+        for leg in (leg for stretch in self._stretches.values() for leg in stretch.legs):
+            self.links |= load_links(leg, self.path, identifier, hashes, self._known, Path(stores_dir) / leg.provider)
+        self._runners.clear()
 
     @property
     def _descending(self) -> Descent:

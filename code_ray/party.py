@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from code_ray.blocks import Boundary
 from code_ray.data import UInt8Array
 from code_ray.path import InferencePath, parse_path
+from code_ray.profiling import Times
+from code_ray.service import Service
 
 Array = npt.NDArray[np.float32]
 """What goes between parties: (n, *shape) float32, the shape that of the boundary where it crosses."""
@@ -39,6 +41,26 @@ class PublicService(BaseModel):
     content_hash: str
     modality: Literal["image"] = "image"
     num_blocks: int
+
+    @classmethod
+    def of(cls, service: Service) -> PublicService:
+        """The record of a service."""
+        return cls(content_hash=service.content_hash, num_blocks=service.num_blocks)
+
+
+class Survey(BaseModel):
+    """What a party is told of paths, that it may time its blocks and the links on them that live with it; as in an ``Invitation``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paths: tuple[str, ...]
+    num_blocks: int
+    placement: dict[str, str]
+    boundaries: dict[str, dict[int, Boundary]]
+
+    @property
+    def inference_paths(self) -> tuple[InferencePath, ...]:
+        return tuple(parse_path(path, self.num_blocks) for path in self.paths)
 
 
 class Invitation(BaseModel):
@@ -127,6 +149,14 @@ class Part(Protocol):
             ArtifactError: where that cannot be written.
         """
 
+    def load(self, identifier: str, hashes: dict[str, str], stores_dir: str) -> None:
+        """Take this party's links as ``save`` wrote them; ``hashes`` by key.
+
+        Raises:
+            PlanError: for a file that is missing, unreadable or of other shapes.
+            IntegrityError: for links that are not the recorded ones.
+        """
+
 
 class Party(Protocol):
     """Someone who takes part in trainings."""
@@ -139,6 +169,9 @@ class Party(Protocol):
 
     def public(self, service: str) -> PublicService:
         """What everybody may know of one of its services."""
+
+    def measure(self, survey: Survey) -> Times:
+        """Time its services, and the links of the surveyed paths that live with them, where they run."""
 
     def verify(self, services: Sequence[str]) -> None:
         """Check frozen blocks against their hashes.

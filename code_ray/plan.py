@@ -18,7 +18,7 @@ from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
 from code_ray.path import InferencePath, parse_path
-from code_ray.runner import Leg, Placement, make_links, walk
+from code_ray.runner import Bounded, Leg, Placement, make_link, walk
 from code_ray.service import Service
 
 
@@ -155,9 +155,16 @@ def save_links(path: InferencePath, identifier: str, links: Mapping[str, Link], 
 
 
 def load_leg_links(
-    leg: Leg, path: InferencePath, planned: PlannedPath, services: Mapping[str, Service], store_dir: Path
+    leg: Leg, path: InferencePath, planned: PlannedPath, services: Mapping[str, Bounded], store_dir: Path
 ) -> dict[str, Link]:
-    """The links of one leg from its provider's store, checked against the plan's hashes.
+    """The links of one leg from its provider's store, as ``load_links`` does."""
+    return load_links(leg, path, planned.links_id, planned.link_hashes, services, store_dir)
+
+
+def load_links(
+    leg: Leg, path: InferencePath, identifier: str, hashes: Mapping[str, str], services: Mapping[str, Bounded], store_dir: Path
+) -> dict[str, Link]:
+    """The links of one leg from its provider's store, where they are kept under ``identifier``, checked against their ``hashes``.
 
     Raises:
         PlanError: for a file that is missing, unreadable or of other shapes.
@@ -166,20 +173,17 @@ def load_leg_links(
     keys = _link_keys(leg)
     if not keys:
         return {}
-    file = store_dir / f"{planned.links_id}-{'-'.join(keys)}.safetensors"
-    fresh = make_links(path, services)
-    links = {key: fresh[key] for key in keys}
+    file = store_dir / f"{identifier}-{'-'.join(keys)}.safetensors"
+    links = {slot.key: make_link(slot, path, services) for slot in leg.slots}
     try:
         tensors = load_file(file)
         for key, link in links.items():
             prefix = f"{key}."
             link.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise PlanError(
-            f"links of path {planned.links_id} cannot be loaded from {file} ({error}); copy the provider's store again"
-        ) from error
+        raise PlanError(f"links of path {identifier} cannot be loaded from {file} ({error}); copy the provider's store again") from error
     for key, link in links.items():
-        if content_hash(link) != planned.link_hashes.get(key):
+        if content_hash(link) != hashes.get(key):
             raise IntegrityError(f"{file}: {key} is not the link the plan names; copy the provider's store again, or search again")
     return links
 

@@ -22,8 +22,8 @@ from torch import nn
 from code_ray.blocks import ExecutionMode, optimise
 from code_ray.errors import PlanError
 from code_ray.links import Link, LinkSpec
-from code_ray.path import InferencePath, Segment
-from code_ray.runner import Leg, Placement, slot_spec, walk
+from code_ray.path import InferencePath, LinkSlot, Segment
+from code_ray.runner import Bounded, Leg, Placement, slot_spec, walk
 from code_ray.service import Service
 from code_ray.throughput import PathCost, payload_by_edge
 
@@ -110,11 +110,10 @@ def fastest_size(seconds_at: Callable[[int], float], batch_sizes: Sequence[int])
     return min(tried)
 
 
-class Profile(BaseModel):
-    """Measured times of every block and link of a search (``profile.json``).
+class Times(BaseModel):
+    """What one party measured of its services and of the links that live with them.
 
-    ``block_seconds`` by service, ``link_seconds`` by provider the link lives at and link description, all per sample;
-    ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server.
+    ``block_seconds`` by service, ``link_seconds`` by provider the link lives at and ``link_key``, all per sample.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,6 +121,14 @@ class Profile(BaseModel):
     executions: dict[str, Execution]
     block_seconds: dict[str, tuple[float, ...]]
     link_seconds: dict[str, dict[str, float]]
+
+
+class Profile(Times):
+    """Measured times of every block and link of a search (``profile.json``).
+
+    ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server.
+    """
+
     pack_seconds_per_byte: float
     placement: dict[str, str]
 
@@ -134,7 +141,7 @@ class Profile(BaseModel):
         return sum(self.block_seconds[service])
 
     def cost(self, path: InferencePath, services: Mapping[str, Service]) -> PathCost:
-        """Seconds by provider and bytes by edge for one sample on ``path``.
+        """Seconds by provider and bytes by edge for one sample on ``path``; ``services`` are those that the asker has.
 
         Raises:
             PlanError: for a path whose links this profile has not measured.
@@ -157,7 +164,7 @@ class Profile(BaseModel):
             if isinstance(step, Segment):
                 total += sum(self.block_seconds[step.service][step.start : step.stop])
             else:
-                key = spec_key(slot_spec(step, path, services))
+                key = link_key(step, path, services)
                 measured = self.link_seconds.get(leg.provider, {})
                 if key not in measured:
                     raise PlanError(
@@ -196,6 +203,13 @@ def spec_key(spec: LinkSpec) -> str:
     return f"{shapes},rank={spec.rank},relu={int(spec.relu)},{spec.pool}"
 
 
+def link_key(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounded]) -> str:
+    """What a link's time is kept under: its description or, where one of its ends is of no service in ``services``, where it leads."""
+    if {slot.source[0], slot.target[0]} <= set(services):
+        return spec_key(slot_spec(slot, path, services))
+    return f"{' > '.join(f'{service}[{position}]' for service, position in (slot.source, slot.target))},rank={slot.rank}"
+
+
 def measure_profile(
     paths: Iterable[InferencePath],
     services: Mapping[str, Service],
@@ -204,6 +218,33 @@ def measure_profile(
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> Profile:
     """Time every block of ``services`` and every link that one of ``paths`` needs."""
+    return profile_of([measure_times(paths, services, placement, progress, batch_sizes)], placement)
+
+
+def profile_of(measured: Sequence[Times], placement: Placement) -> Profile:
+    """What all parties measured, with what packing costs here."""
+    return Profile(
+        executions={name: found for times in measured for name, found in times.executions.items()},
+        block_seconds={name: found for times in measured for name, found in times.block_seconds.items()},
+        link_seconds={provider: found for times in measured for provider, found in times.link_seconds.items()},
+        pack_seconds_per_byte=_measure_packing(),
+        placement=dict(placement),
+    )
+
+
+def measure_times(
+    paths: Iterable[InferencePath],
+    services: Mapping[str, Service],
+    placement: Placement,
+    progress: Callable[[str], None] = lambda _: None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    told: Mapping[str, Bounded] | None = None,
+) -> Times:
+    """Time every block of ``services`` and every link of ``paths`` that lives with one of their providers.
+
+    ``told``: of other parties' services the boundaries that these links meet. Who has been told of some gives the times of all its
+    links by where they lead: no shape is told on.
+    """
     executions: dict[str, Execution] = {}
     block_seconds: dict[str, tuple[float, ...]] = {}
     for name, service in services.items():
@@ -213,28 +254,21 @@ def measure_profile(
         )
         block_seconds[name] = _measure_blocks(service, executions[name])
     owners = {placement[name]: executions[name] for name in reversed(list(services))}
-    needed: dict[str, dict[str, LinkSpec]] = {}
+    needed: dict[str, dict[LinkSpec, set[str]]] = {}
     for path in paths:
         for leg in walk(path, placement):
-            for step in leg.steps:
-                if not isinstance(step, Segment):
-                    spec = slot_spec(step, path, services)
-                    needed.setdefault(leg.provider, {})[spec_key(spec)] = spec
-    link_seconds = {
-        provider: {
-            key: time_modules([Link(spec)], spec.in_shape, owners[provider].mode, owners[provider].batch_size, repeats=5)
-            for key, spec in specs.items()
-        }
-        for provider, specs in needed.items()
-    }
-    progress(f"{sum(map(len, link_seconds.values()))} different links measured")
-    return Profile(
-        executions=executions,
-        block_seconds=block_seconds,
-        link_seconds=link_seconds,
-        pack_seconds_per_byte=_measure_packing(),
-        placement=dict(placement),
-    )
+            for slot in leg.slots if leg.provider in owners else ():
+                spec = slot_spec(slot, path, {**(told or {}), **services})
+                key = link_key(slot, path, services if told is None else {})
+                needed.setdefault(leg.provider, {}).setdefault(spec, set()).add(key)
+    link_seconds: dict[str, dict[str, float]] = {provider: {} for provider in needed}
+    for provider, specs in needed.items():
+        execution = owners[provider]
+        for spec, keys in specs.items():
+            seconds = time_modules([Link(spec)], spec.in_shape, execution.mode, execution.batch_size, repeats=5)
+            link_seconds[provider] |= dict.fromkeys(sorted(keys), seconds)
+    progress(f"{sum(map(len, needed.values()))} different links measured")
+    return Times(executions=executions, block_seconds=block_seconds, link_seconds=link_seconds)
 
 
 def _measure_blocks(service: Service, execution: Execution) -> tuple[float, ...]:

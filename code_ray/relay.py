@@ -6,7 +6,7 @@ All of it runs at the local service: other parties are asked and answer, they ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -73,22 +73,28 @@ class Parties:
                     path=str(path),
                     num_blocks=path.num_blocks,
                     placement=placement,
-                    boundaries=self._met(path, name),
+                    boundaries=met_by(name, [path], self.of, self.boundary),
                     sizes=sizes,
                     seed=seed,
                 )
             )
         return parts
 
-    def _met(self, path: InferencePath, party: str) -> dict[str, dict[int, Boundary]]:
-        """The ends of a party's links that are boundaries of others' services: all that it is told of them."""
-        met: dict[str, dict[int, Boundary]] = {}
+
+def met_by(
+    party: str, paths: Iterable[InferencePath], party_of: Callable[[str], str], boundary: Callable[[str, int], Boundary]
+) -> dict[str, dict[int, Boundary]]:
+    """The ends of a party's links on ``paths`` that are boundaries of others' services: all that it is told of them. ``party_of`` gives
+    the party that has a service.
+    """
+    met: dict[str, dict[int, Boundary]] = {}
+    for path in paths:
         for slot in path.link_slots:
-            if self.of(link_owner(slot, path.local)) == party:
+            if party_of(link_owner(slot, path.local)) == party:
                 for service, position in (slot.source, slot.target):
-                    if self.of(service) != party:
-                        met.setdefault(service, {})[position] = self.boundary(service, position)
-        return met
+                    if party_of(service) != party:
+                        met.setdefault(service, {})[position] = boundary(service, position)
+    return met
 
 
 class Relay:
@@ -195,6 +201,19 @@ class Relay:
         for part in self._parts.values():
             hashes |= part.save(identifier, stores_dir)
         return {slot.key: hashes[slot.key] for slot in self.path.link_slots}
+
+    def load(self, identifier: str, hashes: Mapping[str, str], stores_dir: str) -> None:
+        """Have every party take its links as ``save`` wrote them; ``hashes`` by slot key.
+
+        Raises:
+            PlanError, IntegrityError: as ``Part.load``.
+        """
+        for part in self._parts.values():
+            part.load(identifier, dict(hashes), stores_dir)
+
+    def logits(self, images: UInt8Array) -> Array:
+        """What the whole path answers to ``images``, (n, classes), run as its servers would."""
+        return self._reaching(len(self._stretches), images)
 
     def _at(self, number: int) -> int:
         """On which of the stretches link ``number`` is."""

@@ -262,7 +262,7 @@ class Campaign:
 
     def _is_timed(self, path: InferencePath) -> bool:
         try:
-            self.problem.profile.cost(with_trained_hosts(path, self.problem.services), self.problem.services)
+            self.problem.profile.cost(with_trained_hosts(path, self.problem.public), self.problem.services)
         except PlanError:
             return False
         return True

@@ -11,8 +11,7 @@ from code_ray.controls import with_trained_hosts
 from code_ray.errors import ArtifactError
 from code_ray.journal import Journal
 from code_ray.path import parse_path
-from code_ray.plan import read_plan
-from code_ray.service import Service
+from code_ray.plan import Identified, read_plan
 from search.config import SearchConfig, read_config
 
 MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed", "trust")
@@ -22,7 +21,7 @@ TIMED_BY = ("providers", "kinds", "min_lout", "ranks", "vectors")
 """Settings that, with the hosts, decide which times are measured."""
 
 
-def check_source(source: RunDirectory, config: SearchConfig, services: Mapping[str, Service]) -> None:
+def check_source(source: RunDirectory, config: SearchConfig, services: Mapping[str, Identified]) -> None:
     """Make sure that what ``source`` measured counts for ``config``.
 
     Raises:

@@ -21,7 +21,7 @@ from search.campaign import Campaign
 from search.carry_over import carry_over, check_source
 from search.config import SearchConfig
 from search.distilled import train_distilled
-from search.parties import check_nodes, trial_resources
+from search.parties import start_parties, trial_resources
 from search.problem import load_inputs, prepare, teacher_logits
 from search.report import read_result, write_report
 from search.searcher import CampaignSearcher, RungScheduler
@@ -44,9 +44,12 @@ def run_search(
     torch.set_num_threads(1)
     # Two threads make the predictor no faster, and take a core from the trainings.
     threadpool_limits(limits=1, user_api="blas")
-    inputs = load_inputs(config)
+    if config.apart:
+        _start_ray(config)
+    parties = start_parties(config)
+    inputs = load_inputs(config, parties)
     if known is not None:
-        check_source(RunDirectory(known), config, inputs.services)
+        check_source(RunDirectory(known), config, inputs.public)
     run = RunDirectory.create(out, config.model_dump(mode="json"))
     if (result := read_result(run)) is not None:
         say(f"this search has finished; delete {run.result_file.name} to write its report again")
@@ -55,6 +58,7 @@ def run_search(
         if known is not None:
             carry_over(RunDirectory(known), config, run, inputs.services[config.local].num_blocks, say)
         campaign = Campaign(prepare(config, inputs, run, say), train=train)
+    parties.clear()  # their actors end: workers start their own
     if campaign.records:
         say(f"resuming: {len(campaign.records)} evaluations are in the journal")
     if not campaign.nothing_to_do():
@@ -67,7 +71,7 @@ def run_search(
         torch.set_num_threads(config.concurrency)
         if train:
             train_distilled(campaign.problem)
-        return write_report(campaign, time.monotonic() - started)
+        return write_report(campaign, start_parties(config, campaign.problem.profile), time.monotonic() - started)
 
 
 @contextmanager
@@ -78,18 +82,25 @@ def _writing(out: Path) -> Iterator[None]:
         raise ArtifactError(f"{out} cannot be written ({error}); free space and run the same command again") from error
 
 
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _start_ray(config: SearchConfig) -> None:
+    """Connect to the cluster that ``RAY_ADDRESS`` names, else start one."""
+    if not ray.is_initialized():
+        ray.init(address=_address(), num_cpus=config.concurrency if _address() == "local" else None, **_QUIET)
+
+
 def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str], None]) -> None:
     """Carry ``campaign`` through; what it knows from its journal is not done again."""
     config = campaign.problem.config
     # Tune's own progress boxes say nothing of paths; ours do.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searcher = CampaignSearcher(campaign, say)
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if not ray.is_initialized():
-        ray.init(address=address, num_cpus=config.concurrency if address == "local" else None, **_QUIET)
+    _start_ray(config)
     if config.gpus_per_trial > (gpus := ray.cluster_resources().get("GPU", 0)):  # type: ignore[no-untyped-call]
         raise ConfigError(f"gpus_per_trial is {config.gpus_per_trial:g} and the Ray cluster has {gpus:g} GPUs; trials would wait for ever")
-    check_nodes(config)
     settings: dict[str, Any] = {
         "config": config.model_dump_json(),
         "profile": campaign.problem.profile.model_dump_json(),
@@ -99,7 +110,7 @@ def _run_on_tune(campaign: Campaign, teacher: bytes | None, say: Callable[[str],
     }
     trainable = tune.with_resources(tune.with_parameters(PathTrial, settings=settings), trial_resources(config))
     # Tune wants to find its files from every node: on a cluster they lie where all nodes look for the links too.
-    scratch_dir = str(campaign.problem.run.root.resolve()) if address != "local" else None
+    scratch_dir = str(campaign.problem.run.root.resolve()) if _address() != "local" else None
     with tempfile.TemporaryDirectory(prefix="code_ray-tune-", dir=scratch_dir) as storage:
         tuner = tune.Tuner(
             trainable,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import ray
@@ -19,8 +19,8 @@ from code_ray.blocks import Boundary, ExecutionMode
 from code_ray.data import UInt8Array
 from code_ray.errors import CodeRayError, ConfigError, ServiceError
 from code_ray.own_party import OwnParty
-from code_ray.party import Invitation, Part, Party, PublicService
-from code_ray.profiling import Profile
+from code_ray.party import Invitation, Part, Party, PublicService, Survey
+from code_ray.profiling import Profile, Times
 from search.config import SearchConfig
 from search.problem import load_services
 
@@ -28,23 +28,16 @@ LABEL = "provider"
 """Nodes of a cluster say whose they are by this label, and by a resource of the same name with the provider's behind a colon."""
 
 
-def start_parties(config: SearchConfig, profile: Profile) -> dict[str, Party]:
-    """A party for each provider whose hosts stay with it, by provider.
+def start_parties(config: SearchConfig, profile: Profile | None = None) -> dict[str, Party]:
+    """A party for each provider whose hosts stay with it, by provider. Without a profile they can say what they have, and measure it.
 
     Raises:
         ConfigError: where nodes are labelled and none is that provider's.
     """
-    return {provider: RemoteParty(config, provider, profile.mode_of(provider)) for provider in config.apart}
-
-
-def check_nodes(config: SearchConfig) -> None:
-    """Make sure that every provider which takes part has a node.
-
-    Raises:
-        ConfigError: where nodes are labelled and none is that provider's.
-    """
-    for provider in config.apart:
-        _selector(provider)
+    return {
+        provider: RemoteParty(config, provider, ExecutionMode() if profile is None else profile.mode_of(provider))
+        for provider in config.apart
+    }
 
 
 def trial_resources(config: SearchConfig) -> dict[str, float]:
@@ -72,10 +65,14 @@ class PartyActor:
 
     def __init__(self, config: str, provider: str, dtype: Any, channels_last: bool) -> None:
         torch.set_num_threads(1)
-        services = load_services(SearchConfig.model_validate_json(config), provider)
-        mode = ExecutionMode(dtype, channels_last)
-        self._party = OwnParty(services, dict.fromkeys(services, provider), lambda _: mode)
+        self._config, self._provider, self._mode = SearchConfig.model_validate_json(config), provider, ExecutionMode(dtype, channels_last)
         self._parts: dict[str, Part] = {}
+
+    @cached_property
+    def _party(self) -> OwnParty:
+        """Made when it is first asked for: what goes wrong is then an answer, as an actor that cannot start has none."""
+        services = load_services(self._config, self._provider)
+        return OwnParty(services, dict.fromkeys(services, self._provider), lambda _: self._mode)
 
     def join(self, key: str, invitation: str) -> None:
         self._parts[key] = self._party.join(Invitation.model_validate_json(invitation))
@@ -92,6 +89,9 @@ class PartyActor:
 
     def public(self, service: str) -> str:
         return self._party.public(service).model_dump_json()
+
+    def measure(self, survey: str) -> str:
+        return self._party.measure(Survey.model_validate_json(survey)).model_dump_json()
 
     def verify(self, services: list[str]) -> None:
         self._party.verify(services)
@@ -125,6 +125,9 @@ class RemoteParty:
     def public(self, service: str) -> PublicService:
         return PublicService.model_validate_json(self.ask("public", service))
 
+    def measure(self, survey: Survey) -> Times:
+        return Times.model_validate_json(self.ask("measure", survey.model_dump_json()))
+
     def verify(self, services: Sequence[str]) -> None:
         self.ask("verify", list(services))
 
@@ -145,7 +148,7 @@ class RemoteParty:
             raise
         except RayActorError as error:
             raise ServiceError(
-                f"provider {self.provider!r} was lost while its links were trained ({type(error).__name__}); see to its node and "
+                f"provider {self.provider!r} was lost while it took part in the search ({type(error).__name__}); see to its node and "
                 "run the same command again"
             ) from error
 

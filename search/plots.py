@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from code_ray.party import PublicService
 from code_ray.path import InferencePath
 from code_ray.service import Service
 from search.campaign import FINISHED
@@ -205,7 +206,7 @@ def _name_outside(axes: Axes, measured: pd.Series[float], low: float) -> None:
         )
 
 
-def draw_paths(shares: Mapping[InferencePath, float], services: Mapping[str, Service]) -> bytes:
+def draw_paths(shares: Mapping[InferencePath, float], services: Mapping[str, Service | PublicService]) -> bytes:
     """Paths, one below the other, with the share of the samples that takes each: over every block of the services it touches;
     links are the arrows between rows.
     """
@@ -226,7 +227,7 @@ def _headroom(path: InferencePath) -> float:
     return 0.85 if any(slot.source[0] == slot.target[0] for slot in path.link_slots) else 0.4
 
 
-def _path_on(axes: Axes, path: InferencePath, services: Mapping[str, Service], width: float) -> None:
+def _path_on(axes: Axes, path: InferencePath, services: Mapping[str, Service | PublicService], width: float) -> None:
     names = [path.local, *path.hosts]
     used = {(s.service, block) for s in path.segments for block in range(s.start, s.stop)}
     for row, name in enumerate(names):

@@ -18,9 +18,11 @@ from code_ray.data import DataSet, load_data
 from code_ray.errors import ArtifactError, ConfigError, PathError
 from code_ray.gated_objective import GatedPlanObjective
 from code_ray.objective import Objective, PaperObjective, PlanObjective
+from code_ray.party import Party, PublicService, Survey
 from code_ray.path import InferencePath, original_path, path_from_vector
 from code_ray.path_space import PathSpace
-from code_ray.profiling import Profile, measure_profile
+from code_ray.profiling import Profile, measure_times, profile_of
+from code_ray.relay import OWN, met_by
 from code_ray.reward import Reward
 from code_ray.service import Service
 from code_ray.space import Candidate, is_faster
@@ -35,10 +37,13 @@ from search.config import SearchConfig
 class Inputs:
     """What a configuration names, found and checked: services with whole blocks, data with their labels, and the space.
 
+    ``services`` are those that are loaded here, ``public`` is what everybody may know of each, ``parties`` have the others, by provider.
     ``vectors`` are the paths of the space where the configuration names them one by one.
     """
 
     services: Mapping[str, Service]
+    public: Mapping[str, PublicService]
+    parties: Mapping[str, Party]
     data: DataSet
     space: PathSpace
     vectors: tuple[InferencePath, ...] | None
@@ -52,12 +57,13 @@ class Inputs:
 class Problem:
     """A search, ready to run. ``faster`` paths can serve more than the original alone (P' of Algorithm 1): they are the
     ``candidates`` where a search can look at all of them closely, else ``wide`` chooses from them as it goes. ``original_classes``:
-    the class that the original chooses for each validation image.
+    the class that the original chooses for each validation image. ``services`` and ``public`` as in ``Inputs``.
     """
 
     config: SearchConfig
     run: RunDirectory
     services: Mapping[str, Service]
+    public: Mapping[str, PublicService]
     data: DataSet
     space: PathSpace
     profile: Profile
@@ -97,20 +103,29 @@ def load_search_data(config: SearchConfig) -> DataSet:
     return replace(data, validation=data.validation.head(config.validation_samples))
 
 
-def load_inputs(config: SearchConfig) -> Inputs:
-    """Load and check everything that ``config`` names, before anything is written.
+def load_inputs(config: SearchConfig, parties: Mapping[str, Party] | None = None) -> Inputs:
+    """Load and check everything that ``config`` names, before anything is written. ``parties``: by provider, those whose services are
+    not loaded here.
 
     Raises:
         ConfigError, ServiceError, DataError, PathError: for what the configuration names and is not there.
     """
-    services = load_services(config)
+    parties = parties or {}
+    if missing := set(config.apart) - set(parties):
+        raise ConfigError(f"with 'trust: split' the services of {sorted(missing)} are not to be loaded here; set 'trust: shared' for this")
+    services = load_services(config, *(provider for provider in config.placement.values() if provider not in parties))
     local, data = services[config.local], load_search_data(config)
     if tuple(data.labels) != local.labels:
         raise ConfigError(f"data set {config.data!r} and service {config.local!r} have different labels; choose the data it was trained on")
-    for service in services.values():
-        service.verify()
-    space = _space(config, services)
-    inputs = Inputs(services, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
+    public = {}
+    for name, provider in config.placement.items():
+        if name in services:
+            services[name].verify()
+        else:
+            parties[provider].verify([name])
+        public[name] = PublicService.of(services[name]) if name in services else parties[provider].public(name)
+    space = _space(config, services, public)
+    inputs = Inputs(services, public, parties, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
     if inputs.is_wide(config) and config.sampler in ("random", "printed"):
         raise ConfigError(
             f"sampler {config.sampler!r} looks at every path, and there are {len(space)}; raise 'max_candidates' to that or narrow the space"
@@ -126,7 +141,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     """
     services, data, space = inputs.services, inputs.data, inputs.space
     original = original_path(config.local, services[config.local].num_blocks)
-    profile = _profile(config, run, services, inputs.vectors or space.link_paths(), say)
+    profile = _profile(config, run, inputs, say)
     trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
     original_classes = _original_classes(run, trainer, original, config.concurrency)
     accuracy_original = float((original_classes == data.validation.labels).mean())
@@ -156,6 +171,7 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
         config,
         run,
         services,
+        inputs.public,
         data,
         space,
         profile,
@@ -196,11 +212,12 @@ def teacher_logits(problem: Problem) -> npt.NDArray[np.float32]:
     return logits
 
 
-def _space(config: SearchConfig, services: Mapping[str, Service]) -> PathSpace:
+def _space(config: SearchConfig, services: Mapping[str, Service], public: Mapping[str, PublicService]) -> PathSpace:
     local = services[config.local]
     if config.min_lout > local.num_blocks - 1:
         raise ConfigError(f"min_lout {config.min_lout} leaves no path of {config.local!r}, which has {local.num_blocks} blocks; lower it")
-    hosts = {name: services[name].num_blocks for name in config.hosts}
+    hosts = {name: public[name].num_blocks for name in config.hosts}
+    # Of other parties' services no shape is known.
     sides = {name: service.sides for name, service in services.items()}
     return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks, sides)
 
@@ -215,20 +232,41 @@ def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[In
     return paths
 
 
-def _profile(
-    config: SearchConfig, run: RunDirectory, services: Mapping[str, Service], paths: Sequence[InferencePath], say: Callable[[str], None]
-) -> Profile:
+def _profile(config: SearchConfig, run: RunDirectory, inputs: Inputs, say: Callable[[str], None]) -> Profile:
     if run.profile_file.exists():
         try:
             return Profile.model_validate_json(run.profile_file.read_text())
         except ValidationError as error:
             raise ArtifactError(f"{run.profile_file} is damaged ({error.errors()[0]['msg']}); delete it to measure again") from error
     say("measuring blocks and links ...")
+    paths = inputs.vectors or inputs.space.link_paths()
     # A control may need a link that no path of the space has.
     controls = [c for p in paths if p.kind == "cross" for role, c in control_paths(p).items() if role != "random_host"]
-    profile = measure_profile([*paths, *controls], services, config.placement, say)
+    measured = [measure_times([*paths, *controls], inputs.services, config.placement, say)]
+    for provider, party in inputs.parties.items():
+        measured.append(party.measure(_survey(config, inputs, provider, [*paths, *controls])))
+        for name, execution in measured[-1].executions.items():
+            say(f"{name}: {execution.seconds * 1e3:.3f} ms an image at {provider}")
+    profile = profile_of(measured, config.placement)
     write_text(run.profile_file, profile.model_dump_json(indent=1))
     return profile
+
+
+def _survey(config: SearchConfig, inputs: Inputs, provider: str, paths: Sequence[InferencePath]) -> Survey:
+    """What a provider's party is told of the paths through it, to time them."""
+    placement, local = config.placement, inputs.services[config.local]
+    through = [path for path in dict.fromkeys(paths) if provider in {placement[host] for host in path.hosts}]
+    return Survey(
+        paths=tuple(map(str, through)),
+        num_blocks=local.num_blocks,
+        placement=placement,
+        boundaries=met_by(
+            provider,
+            through,
+            lambda service: placement[service] if placement[service] in inputs.parties else OWN,
+            lambda service, position: inputs.services[service].boundaries[position],
+        ),
+    )
 
 
 def _original_classes(run: RunDirectory, trainer: Trainer, original: InferencePath, threads: int) -> npt.NDArray[np.uint16]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from code_ray.artifact import RunDirectory, write_text
 from code_ray.controls import control_paths, with_trained_hosts
 from code_ray.errors import ArtifactError
 from code_ray.objective import Known, PaperObjective
+from code_ray.party import Party
 from code_ray.path import InferencePath
 from code_ray.reward import Reward
 from code_ray.space import Candidate
@@ -20,6 +22,7 @@ from code_ray.throughput import PathCost, cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.findings import Findings
 from search.html import report_page
+from search.measuring import measure_test, with_answers
 from search.plannable import plannable
 from search.plots import draw_forecasts, draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
@@ -33,24 +36,27 @@ from search.results import (
     frontiers,
     host_share,
     make_plan,
-    measure_test,
     plain_arms,
     replica_summaries,
     test_loss,
-    with_answers,
 )
 
 
-def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
-    """Choose the plan, measure it once on test data, write everything; returns the content of ``result.json``."""
+def write_report(campaign: Campaign, parties: Mapping[str, Party], seconds: float) -> dict[str, Any]:
+    """Choose the plan, measure it once on test data, write everything; returns the content of ``result.json``. ``parties``: by
+    provider, those whose services are not here.
+    """
     problem = campaign.problem
     run, known = problem.run, plannable(campaign)
-    for service in problem.services.values():
-        service.verify()
+    for name, provider in problem.config.placement.items():
+        if provider in parties:
+            parties[provider].verify([name])
+        else:
+            problem.services[name].verify()
     arm = deployed(problem, campaign)
     arms = all_arms(problem, known) | distilled_arms(problem, known)
-    plan = with_answers(problem, make_plan(problem, campaign, arm))
-    hits = measure_test(problem, plan)
+    plan = with_answers(problem, make_plan(problem, campaign, arm), parties)
+    hits = measure_test(problem, plan, parties)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {
         "best": _best(problem, known, arm, hits),
@@ -77,7 +83,7 @@ def write_report(campaign: Campaign, seconds: float) -> dict[str, Any]:
     table.to_csv(run.evaluations_file, index=False)
     write_text(run.plan_file, plan.model_dump_json(indent=1) + "\n")
     pictures = {
-        "winning_plan": draw_paths(dict(sorted(arm.shares.items(), key=lambda item: -item[1])), problem.services),
+        "winning_plan": draw_paths(dict(sorted(arm.shares.items(), key=lambda item: -item[1])), problem.public),
         "pareto": draw_pareto(problem, table, {"deployed": result["deployed"], **result["arms"]}, frontiers(problem, known)),
         "search_trace": draw_trace(table),
     }
@@ -125,7 +131,7 @@ def evaluations_table(campaign: Campaign) -> pd.DataFrame:
     rows = []
     for job, record in campaign.records.items():
         # A random host does the same work as the one it stands for.
-        cost = problem.profile.cost(with_trained_hosts(job.path, problem.services), problem.services)
+        cost = problem.profile.cost(with_trained_hosts(job.path, problem.public), problem.services)
         provider = problem.objective.local_provider
         arm = best_arm(problem, {job.path: (cost, record["accuracy"])}, loss_points=100.0)
         tau_l, tau_h = cost.at(provider), cost.elsewhere(provider)

@@ -8,30 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from code_ray.canaries import COUNT, Canaries, save_canaries
-from code_ray.data import Split
-from code_ray.gating import confidence
-from code_ray.links import Link
 from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
-from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.plan import Plan, PlannedPath
 from code_ray.policy import ORIGINAL
 from code_ray.profiling import hop_bytes
-from code_ray.runner import walk
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Mixture, PathCost, least_loss_mixture, pair_throughput, payload_by_edge
-from code_ray.training import Trainer
 from search.campaign import Campaign, links_id
 from search.distilled import distilled_paths
+from search.measuring import Hits
 from search.plannable import plannable, threshold_of
 from search.problem import Problem
 
 SPEEDUPS = (1.4, 1.6, 1.8)
-
-AGREEMENT_IMAGES = 1000
-"""Validation images on which paths are compared with the original: routers watch for less agreement than there."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +200,7 @@ def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]
     known, original = plannable(campaign), problem.plan_objective.original.path
     planned = [PlannedPath(path=str(original), id=ORIGINAL, accuracy=problem.accuracy_original, link_hashes={})]
     for path in dict.fromkeys(path for path in paths if path != original):
-        kept = links_id(path.plain, problem.services, campaign.longest(path.plain))
+        kept = links_id(path.plain, problem.public, campaign.longest(path.plain))
         planned.append(
             PlannedPath(
                 path=str(path),
@@ -224,62 +215,12 @@ def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]
     return Plan(
         local=config.local,
         num_blocks=problem.services[config.local].num_blocks,
-        services={name: service.content_hash for name, service in problem.services.items()},
+        services={name: service.content_hash for name, service in problem.public.items()},
         placement=config.placement,
         kappa={name: host.kappa for name, host in config.hosts.items()},
         loss_points=config.loss_points,
         paths=tuple(planned),
     )
-
-
-Hits = Mapping[InferencePath, npt.NDArray[np.bool_]]
-"""Which test images a path gets right."""
-
-
-def measure_test(problem: Problem, plan: Plan) -> Hits:
-    """Which test images each path of the plan gets right: the only use of test data, after everything is chosen."""
-    test = problem.data.test.head(problem.config.test_samples)
-    answers = _answers(plan, _logits(problem, plan, test))
-    return {plan.inference_path(planned): answers[planned.id].argmax(1) == test.labels for planned in plan.paths}
-
-
-def with_answers(problem: Problem, plan: Plan) -> Plan:
-    """``plan``, with what its paths answer to validation images: how often each chooses the original's class, and canaries, written
-    beside it.
-    """
-    split = problem.data.validation.head(AGREEMENT_IMAGES)
-    plain = _logits(problem, plan, split)
-    answers = _answers(plan, plain)
-    original = answers[ORIGINAL].argmax(1)
-    shares = [float((answers[planned.id].argmax(1) == original).mean()) for planned in plan.paths]
-    paths = [planned.model_copy(update={"agreement": share}) for planned, share in zip(plan.paths, shares, strict=True)]
-    canaries = Canaries(split.images[:COUNT], {links: found[:COUNT] for links, found in plain.items()})
-    return plan.model_copy(update={"paths": tuple(paths), "canaries": save_canaries(canaries, problem.run.canaries_file)})
-
-
-def _logits(problem: Problem, plan: Plan, split: Split) -> dict[str, npt.NDArray[np.float32]]:
-    """What each path of the plan answers to the images of ``split`` before its gate, by the id of its links."""
-    trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, problem.profile.mode_of, problem.config.recipe)
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    for planned in plan.paths:
-        if planned.links_id not in found:
-            path = plan.inference_path(planned).plain
-            links: dict[str, Link] = {}
-            for leg in walk(path, plan.placement):
-                links |= load_leg_links(leg, path, planned, problem.services, problem.run.stores_dir / leg.provider)
-            found[planned.links_id] = trainer.logits(path, links, split)
-    return found
-
-
-def _answers(plan: Plan, plain: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:
-    """What each path answers behind its gate, by id: where it is not sure, what the original does."""
-    answers = {}
-    for planned in plan.paths:
-        found = plain[planned.links_id]
-        if planned.threshold is not None:
-            found = np.where((confidence(found) < planned.threshold)[:, None], plain[ORIGINAL], found)
-        answers[planned.id] = found
-    return answers
 
 
 def lost_points(arm: Arm, hits: Hits) -> FloatArray:

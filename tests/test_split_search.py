@@ -22,7 +22,7 @@ from code_ray.profiling import measure_profile
 from code_ray.relay import Relay
 from search.campaign import Job
 from search.config import SearchConfig
-from search.parties import RemoteParty, check_nodes, start_parties
+from search.parties import RemoteParty, start_parties
 from search.problem import load_services
 from search.trial import Worker
 
@@ -109,7 +109,7 @@ def test_a_party_runs_on_its_providers_node_and_says_what_it_refuses(pair: Pair)
 def test_a_provider_without_a_node_is_named(pair: Pair) -> None:
     config = pair.config.model_copy(update={"trust": "split", "providers": {pair.host: "beta"}})
     with pytest.raises(ConfigError, match=r"no node of the cluster has the label provider=beta, there are: host, tiny"):
-        check_nodes(config)
+        start_parties(config)
 
 
 def test_a_party_that_is_lost_ends_a_training_with_its_provider(pair: Pair) -> None:
@@ -118,7 +118,7 @@ def test_a_party_that_is_lost_ends_a_training_with_its_provider(pair: Pair) -> N
     assert isinstance(party, RemoteParty)
     relay = Relay(parties, pair.path, 0)
     ray.kill(party.actor)
-    with pytest.raises(ServiceError, match=r"provider 'host' was lost while its links were trained"):
+    with pytest.raises(ServiceError, match=r"provider 'host' was lost while it took part in the search"):
         relay.turn_to(0)
 
 
