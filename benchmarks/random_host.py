@@ -74,8 +74,9 @@ def with_random_hosts(config: SearchConfig, out: Path) -> SearchConfig:
 
 def best_arms(config: SearchConfig, out: Path) -> Side:
     """Search; the arm that loses least at each speed-up, None where that is out of reach, and which test images its paths get right."""
+    inputs = load_inputs(config)
     run_search(config, out, _say)
-    campaign = Campaign(prepare(config, load_inputs(config), RunDirectory(out), _say), train=False)
+    campaign = Campaign(prepare(config, inputs, RunDirectory(out), _say), train=False)
     arms = {speedup: arm_at(campaign.problem, plannable(campaign), speedup) for speedup in SPEEDUPS}
     used = [path for arm in arms.values() if arm is not None for path in arm.shares]
     return arms, measure_test(campaign.problem, plan_of(campaign.problem, campaign, used), {})

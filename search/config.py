@@ -16,7 +16,7 @@ from code_ray.errors import ConfigError
 from code_ray.gating import RERUN_SHARES
 from code_ray.path import Kind
 from code_ray.recipe import Recipe
-from code_ray.zoo import named_folder
+from code_ray.zoo import description_file
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
@@ -170,7 +170,7 @@ def _with_whole_folders(content: dict[str, Any]) -> dict[str, Any]:
     """Service folders and data files as absolute paths: workers run elsewhere."""
 
     def whole(name: Any) -> Any:
-        return str(Path(name).resolve()) if isinstance(name, str) and Path(name).is_dir() and not named_folder(name) else name
+        return str(Path(name).resolve()) if isinstance(name, str) and Path(name).is_dir() and not description_file(name) else name
 
     named: dict[str, Any] = {
         key: {whole(name): entry for name, entry in content[key].items()}

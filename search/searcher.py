@@ -27,6 +27,10 @@ class CampaignSearcher(Searcher):
         self._say = say
         self._jobs: dict[str, tuple[Job, ...]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles searchers into its storage, and behind this one stand all services that are here, weights included."""
+        return {}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next jobs as a config; None for 'not now', FINISHED when the campaign is over."""
         if self.fatal is not None:

@@ -1,4 +1,4 @@
-"""Searches whose hosts are parties of their own: actors at their providers, whole runs (DESIGN 3.3)."""
+"""Searches whose hosts are parties of their own: actors at their providers (DESIGN 3.3); whole runs are in test_weights_stay.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from test_search import PAIR, evaluations, search, write_config
 from trained import make_small_services
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.errors import ConfigError, LinkError, ServiceError
 from code_ray.path import InferencePath, path_from_vector
-from code_ray.plan import read_plan
 from code_ray.profiling import measure_profile
 from code_ray.relay import Relay
 from search.campaign import Job
@@ -120,19 +118,3 @@ def test_a_party_that_is_lost_ends_a_training_with_its_provider(pair: Pair) -> N
     ray.kill(party.actor)
     with pytest.raises(ServiceError, match=r"provider 'host' was lost while it took part in the search"):
         relay.turn_to(0)
-
-
-def test_a_whole_search_with_hosts_apart_ends_with_a_plan_and_its_links_in_their_stores(tmp_path: Path) -> None:
-    changes = {"trust": "split", "stopping": {"max_trainings": 2, "c_stop": 2}, "kinds": ["cross", "skip"]}
-    config = write_config(tmp_path, PAIR, **changes, vectors=[[1, 1, 2, 5], [2, 4, 4, 5], [2, 3, 3, 4], [1, 4]], controls=True)
-    out = tmp_path / "run"
-    done = search(config, out)
-    assert done.returncode == 0, done.stderr
-    records = evaluations(out)
-    crosses = [record for record in records if "efficientnet" in record["path"] and record["fidelity"] == "trained"]
-    assert crosses
-    assert {"fit", "trained"} == {record["fidelity"] for record in records}
-    planned = [record for record in crosses if record["role"] in ("search", "rival")]
-    assert all(set(record["link_hashes"]) == {"link0", "link1"} for record in planned)
-    assert {file.parent.name for file in (out / "stores").rglob("*link0-link1.safetensors")} <= {"efficientnet-lite0"}
-    assert read_plan(out / "plan.json").placement == {"alexnet-digits": "alexnet-digits", "efficientnet-lite0": "efficientnet-lite0"}
