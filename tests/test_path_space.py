@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import combinations, combinations_with_replacement, permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,12 @@ def test_chunks_hold_every_row_once_however_small_they_are(space: PathSpace) -> 
 
 @each_space
 def test_chunks_hold_the_paths_that_are_enumerated_in_their_order(space: PathSpace) -> None:
-    bounds = {"kinds": space.kinds, "min_lout": space.min_lout, "ranks": space.ranks, "hosts_per_path": space.hosts_per_path}
+    bounds: dict[str, Any] = {
+        "kinds": space.kinds,
+        "min_lout": space.min_lout,
+        "ranks": space.ranks,
+        "hosts_per_path": space.hosts_per_path,
+    }
     enumerated = enumerate_paths(space.local, space.num_blocks, space.hosts, **bounds)
     assert [space.path(row) for chunk in space.chunks(50) for row in chunk] == space.paths() == enumerated
     assert len({*enumerated}) == len(space)
