@@ -167,8 +167,7 @@ def load_leg_links(
     if not keys:
         return {}
     file = store_dir / f"{planned.links_id}-{'-'.join(keys)}.safetensors"
-    fresh = make_links(path, services)
-    links = {key: fresh[key] for key in keys}
+    links = make_links(path, services, leg.slots)
     try:
         tensors = load_file(file)
         for key, link in links.items():

@@ -112,14 +112,10 @@ def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     plan.model_copy(update={"services": {name: plan.services[name] for name in own}}).check_services(own)
     specs = {name: stored_spec(name, run.stores_dir / plan.placement[name]) for name in plan.services}
     paths = hosted_paths(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()})
-    services = own | {name: outline(spec, [path for _, path in paths]) for name, spec in specs.items() if name not in own}
-    found = {
-        (planned.links_id, link)
-        for planned, path in paths
-        for leg in walk(path, plan.placement)
-        if leg.provider == provider
-        for link in load_leg_links(leg, path, planned, services, store)
-    }
+    mine = [(planned, path, leg) for planned, path in paths for leg in walk(path, plan.placement) if leg.provider == provider]
+    legs = [leg for _, _, leg in mine]
+    services = own | {name: outline(spec, legs) for name, spec in specs.items() if name not in own}
+    found = {(planned.links_id, link) for planned, path, leg in mine for link in load_leg_links(leg, path, planned, services, store)}
     return len(found)
 
 

@@ -71,6 +71,7 @@ class SearchConfig(BaseModel):
     trust: Literal["split", "shared"] = "shared"
     kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
     min_lout: int = Field(0, ge=0)
+    hosts_per_path: int = Field(1, ge=1)
     ranks: tuple[int | None, ...] = (None,)
     vectors: tuple[tuple[int, ...], ...] | None = None
     objective: Literal["plan", "paper"] = "plan"
@@ -101,6 +102,8 @@ class SearchConfig(BaseModel):
             raise ValueError(f"{self.local!r} cannot be its own host; take it out of 'hosts'")
         if unknown := set(self.providers) - {self.local, *self.hosts}:
             raise ValueError(f"'providers' names {sorted(unknown)}, which is neither the local service nor a host")
+        if self.hosts_per_path > max(1, len(self.hosts)):
+            raise ValueError(f"'hosts_per_path' is {self.hosts_per_path} and 'hosts' names {len(self.hosts)}; lower it or name more")
         kappas: dict[str, float] = {}
         for name, host in self.hosts.items():
             if kappas.setdefault(self.placement[name], host.kappa) != host.kappa:
