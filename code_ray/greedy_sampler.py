@@ -52,15 +52,17 @@ class GreedySampler(Sampler):
         seed: int = 0,
         wide: WideSpace | None = None,
         sides: Sides | None = None,
+        hosts_per_path: int = 1,
     ) -> None:
         self._hosts = hosts
+        self._hosts_per_path = hosts_per_path
         self._sides = sides
         self._predictor: Predictor | None = None
         super().__init__(candidates, objective, stopping)
         self._seed = seed
         if candidates and predictor != "random":
             kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(self._features, class_columns(hosts), seed)
+            self._predictor = kind(self._features, class_columns(hosts, hosts_per_path), seed)
         self._screen = screen if predictor == "gp" else 0
         self._wide = wide
         self._looked_after = 0  # so much was measured when candidates were last chosen
@@ -172,7 +174,8 @@ class GreedySampler(Sampler):
     def _consider(self, candidates: Sequence[Candidate]) -> None:
         super()._consider(candidates)
         self._groups = groups_of(self.candidates)
-        self._features = feature_matrix([candidate.path for candidate in self.candidates], self._hosts, self._sides)
+        paths = [candidate.path for candidate in self.candidates]
+        self._features = feature_matrix(paths, self._hosts, self._sides, self._hosts_per_path)
         if self._predictor is not None:
             self._predictor.look_at(self._features)
 

@@ -8,9 +8,10 @@ stands a link. Nothing here knows weights, shapes or times.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Literal
 
 from code_ray.errors import PathError
@@ -130,16 +131,16 @@ class InferencePath:
     @property
     def vector(self) -> tuple[int, ...]:
         """The paper's vector: () original, (lout,) exit, (lout, lin) skip, (lout, hin, hout) probe,
-        (lout, hin, hout, lin) cross.
+        (lout, hin, hout, lin) cross; through several hosts hin and hout of each, in order.
 
         Raises:
-            PathError: for a path with more than one host segment, which has no vector.
+            PathError: for a path that comes back to the local service on its way, which has no vector.
         """
         if self.kind == "original":
             return ()
         middle = self.segments[1:-1] if self.ends_in_head else self.segments[1:]
-        if len(middle) > 1:
-            raise PathError(f"path {self} has {len(middle)} host segments; only one-host paths have a vector")
+        if any(segment.service == self.local for segment in middle):
+            raise PathError(f"path {self} comes back to {self.local!r} on its way; only paths from host to host have a vector")
         host = tuple(n for segment in middle for n in (segment.start + 1, segment.stop))
         return (self.lout, *host, self.segments[-1].start) if self.ends_in_head else (self.lout, *host)
 
@@ -164,35 +165,40 @@ def path_from_vector(
     host: str | None = None,
     host_blocks: int | None = None,
     rank: int | None = None,
+    then: Mapping[str, int] = MappingProxyType({}),
 ) -> InferencePath:
     """The path of a vector (see ``InferencePath.vector``), checked against the bounds of DESIGN 2.1.
+
+    ``then``: hosts that may follow the first, in order, with their numbers of blocks.
 
     Raises:
         PathError: for a vector of another length, outside the bounds, or one that needs a host where none is given.
     """
     numbers = tuple(vector)
-    if not all(type(n) is int for n in numbers) or len(numbers) > 4:
+    lent = [*({} if host is None or host_blocks is None else {host: host_blocks}).items(), *then.items()]
+    longest = 2 + 2 * max(1, len(lent))
+    if not all(type(n) is int for n in numbers) or len(numbers) > longest:
         raise PathError(
-            f"vector {list(numbers)} is not 0 to 4 integers: [], [lout], [lout, lin], [lout, hin, hout] or [lout, hin, hout, lin]"
+            f"vector {list(numbers)} is not 0 to {longest} integers: [], [lout], [lout, lin], [lout, hin, hout] or [lout, hin, hout, lin]"
+            + (", with hin and hout of each host in turn" if len(lent) > 1 else "")
         )
     if not numbers:
         return original_path(local, num_blocks)
-    lout = numbers[0]
-    lin = numbers[-1] if len(numbers) in (2, 4) else num_blocks
-    if not (0 <= lout < lin and (len(numbers) in (1, 3) or lin <= num_blocks - 1)):
+    returns = len(numbers) % 2 == 0
+    runs = numbers[1:-1] if returns else numbers[1:]
+    lout, lin = numbers[0], numbers[-1] if returns else num_blocks
+    if not (0 <= lout < lin and (not returns or lin <= num_blocks - 1)):
         raise PathError(f"vector {list(numbers)} is outside the space: it needs 0 <= lout < lin <= {num_blocks - 1}")
-    if len(numbers) in (1, 2):
-        middle: tuple[Segment, ...] = ()
-        if len(numbers) == 1 and lout == 0:
-            raise PathError(f"vector {list(numbers)} is outside the space: an exit needs at least one block, lout >= 1")
-    else:
-        hin, hout = numbers[1], numbers[2]
-        if host is None or host_blocks is None:
-            raise PathError(f"vector {list(numbers)} borrows blocks but no host is given")
-        if not 1 <= hin <= hout <= host_blocks - 1:
-            raise PathError(f"vector {list(numbers)} is outside the space: it needs 1 <= hin <= hout <= {host_blocks - 1} of {host!r}")
-        middle = (Segment(host, hin - 1, hout),)
-    tail = (Segment(local, lin, num_blocks),) if len(numbers) in (2, 4) else ()
+    if len(numbers) == 1 and lout == 0:
+        raise PathError(f"vector {list(numbers)} is outside the space: an exit needs at least one block, lout >= 1")
+    if runs and not lent:
+        raise PathError(f"vector {list(numbers)} borrows blocks but no host is given")
+    middle = []
+    for (name, blocks), hin, hout in zip(lent, runs[::2], runs[1::2], strict=False):
+        if not 1 <= hin <= hout <= blocks - 1:
+            raise PathError(f"vector {list(numbers)} is outside the space: it needs 1 <= hin <= hout <= {blocks - 1} of {name!r}")
+        middle.append(Segment(name, hin - 1, hout))
+    tail = (Segment(local, lin, num_blocks),) if returns else ()
     return InferencePath(num_blocks, (Segment(local, 0, lout), *middle, *tail), rank)
 
 

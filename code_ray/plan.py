@@ -18,7 +18,7 @@ from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
 from code_ray.path import InferencePath, parse_path
-from code_ray.runner import Bounded, Leg, Placement, make_link, walk
+from code_ray.runner import Bounded, Leg, Placement, make_links, walk
 from code_ray.service import Service
 
 
@@ -174,7 +174,7 @@ def load_links(
     if not keys:
         return {}
     file = store_dir / f"{identifier}-{'-'.join(keys)}.safetensors"
-    links = {slot.key: make_link(slot, path, services) for slot in leg.slots}
+    links = make_links(path, services, leg.slots)
     try:
         tensors = load_file(file)
         for key, link in links.items():

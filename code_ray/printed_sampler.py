@@ -30,11 +30,12 @@ class PrintedSampler(Sampler):
         *,
         seed: int = 0,
         sides: Sides | None = None,
+        hosts_per_path: int = 1,
     ) -> None:
         super().__init__(candidates, objective, stopping)
         if candidates:
-            features = feature_matrix([c.path for c in self.candidates], hosts, sides)
-            self._predictor = GaussianProcessPredictor(features, class_columns(hosts), seed)
+            features = feature_matrix([c.path for c in self.candidates], hosts, sides, hosts_per_path)
+            self._predictor = GaussianProcessPredictor(features, class_columns(hosts, hosts_per_path), seed)
         self._q: dict[InferencePath, float] = {}
         self._previous = -1.0
         self._last: InferencePath | None = None

@@ -129,9 +129,9 @@ def slot_spec(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounde
     )
 
 
-def make_links(path: InferencePath, services: Mapping[str, Bounded]) -> dict[str, Link]:
-    """Fresh, randomly initialised links for every slot of ``path``, by slot key."""
-    return {slot.key: make_link(slot, path, services) for slot in path.link_slots}
+def make_links(path: InferencePath, services: Mapping[str, Bounded], slots: Sequence[LinkSlot] | None = None) -> dict[str, Link]:
+    """Fresh, randomly initialised links for ``slots`` of ``path``, by default all of them, by slot key."""
+    return {slot.key: make_link(slot, path, services) for slot in (path.link_slots if slots is None else slots)}
 
 
 def make_link(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounded]) -> Link:

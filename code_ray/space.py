@@ -35,15 +35,18 @@ def enumerate_paths(
     kinds: Iterable[Kind] = KINDS,
     min_lout: int = 0,
     ranks: Sequence[int | None] = (None,),
+    hosts_per_path: int = 1,
 ) -> list[InferencePath]:
     """Every path of a ``PathSpace``."""
-    return PathSpace(local, num_blocks, hosts, tuple(kinds), min_lout, tuple(ranks)).paths()
+    return PathSpace(local, num_blocks, hosts, tuple(kinds), min_lout, tuple(ranks), hosts_per_path=hosts_per_path).paths()
 
 
-def feature_matrix(paths: Sequence[InferencePath], hosts: Mapping[str, int], sides: Sides | None = None) -> FloatArray:
-    """What a predictor sees of one-host paths of one local service, (n, d); see ``PathSpace.features``."""
+def feature_matrix(
+    paths: Sequence[InferencePath], hosts: Mapping[str, int], sides: Sides | None = None, hosts_per_path: int = 1
+) -> FloatArray:
+    """What a predictor sees of paths of one local service, (n, d); see ``PathSpace.features``."""
     if not paths:
         return np.zeros((0, 0))
     ranks = tuple(dict.fromkeys(path.rank for path in paths))
-    space = PathSpace(paths[0].local, paths[0].num_blocks, hosts, ranks=ranks, sides=sides or {})
+    space = PathSpace(paths[0].local, paths[0].num_blocks, hosts, ranks=ranks, sides=sides or {}, hosts_per_path=hosts_per_path)
     return space.features(space.rows(paths))

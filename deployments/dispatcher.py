@@ -57,6 +57,7 @@ class Dispatcher:
         self._under_way = UnderWay(share)
         self._metrics = RouterMetrics()
         self._network = NetworkWatch(self._providers, ray.get_runtime_context().get_node_id(), self._local)
+        self._looking: asyncio.Task[None] | None = None
         self._now = self._put_in_force(plan)
         self._canary_watch = CanaryWatch(options.path_deadline_s, self._metrics, self.is_stale.set)
         self._succession = Succession(self._providers, self._local, options.path_deadline_s)
@@ -142,14 +143,17 @@ class Dispatcher:
         """One route: what it takes of each server is known to the load while it is under way, how it ended to all that ask."""
         began, policy, breakers = time.monotonic(), plan.policies[service], plan.breakers_on(route)
         work = self._begin(plan, service, route, len(images), began)
+        lost = RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
         try:
-            result = await asyncio.wait_for(plan.join(route, images), budget_s)
+            async with self._providers.wait_for({hop.provider for hop in (*route.hops, *route.rerun_hops)}, budget_s):
+                result = await plan.join(route, images)
         except TimeoutError:
-            failure = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
-            cause = f"no answer within {budget_s:.1f} s"
+            late = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
+            gone = [hop.provider for hop in route.hops if not self._providers.is_there(hop.provider)]
+            failure = lost if gone else late
+            cause = f"{gone[0]} is gone" if gone else f"no answer within {budget_s:.1f} s"
         except (RayError, RayServeException) as error:
-            failure = RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
-            cause = type(error).__name__
+            failure, cause = lost, type(error).__name__
         else:
             for breaker in breakers:
                 breaker.succeed()
@@ -157,9 +161,9 @@ class Dispatcher:
                 policy.leave_out(route.id, time.monotonic())
                 self._metrics.attempted(service, route, "refused")
             else:
-                lost = 100 * (plan.routes[service][ORIGINAL].accuracy - route.accuracy)
+                given_up = 100 * (plan.routes[service][ORIGINAL].accuracy - route.accuracy)
                 self._metrics.attempted(service, route, "answered")
-                self._metrics.answered(service, route, len(images), time.monotonic() - began, lost)
+                self._metrics.answered(service, route, len(images), time.monotonic() - began, given_up)
             return result
         finally:
             self._end(service, work)
@@ -208,7 +212,7 @@ class Dispatcher:
         have answered, and follow one plan.
         """
         complete = await self._providers.ask(deadline_s, self.settings.applications, self._now.plan.id)
-        await self._network.look(route for routes in self._now.routes.values() for route in routes.values())
+        await self._look_at_network(deadline_s)
         reports, network, local = self._providers.reports, self._network.now, self._now.plan.local
         self._metrics.connected(network)
         for name, utilisation, for_guests in self._providers.utilisations():
@@ -233,3 +237,13 @@ class Dispatcher:
             self._canary_watch.consider(self._now, canaries, time.monotonic())
         self._metrics.steered(local, self.level(local), self._now.routes[local], self._now.policies[local].shares)
         return complete
+
+    async def _look_at_network(self, deadline_s: float) -> None:
+        """An edge that is measured for longer is known at a later refresh: a host that goes away meanwhile has to be noticed."""
+        looking = self._looking
+        if looking is None or looking.done():
+            routes = [route for routes in self._now.routes.values() for route in routes.values()]
+            looking = self._looking = asyncio.create_task(self._network.look(routes))
+        await asyncio.wait({looking}, timeout=deadline_s)
+        if looking.done():
+            looking.result()

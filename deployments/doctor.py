@@ -1,13 +1,16 @@
 """What would keep a plan from being served here, found before it is tried: python -m deployments doctor.
 
-On every node of a running Ray cluster, else on this machine: versions, the token, each provider's node, its services and links, the port.
+On every node of a running Ray cluster, else on this machine: versions, disks, the token, each provider's node, its services and links,
+the port.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +31,8 @@ from deployments.routes import hosted_paths
 from deployments.stores import check_blocks, load_stored_service, open_plan, outline, stored_spec
 
 PACKAGES = ("code_ray", "ray", "torch", "numpy")
+FULLEST = 0.95
+"""From this share on Ray runs nothing more on a node (``local_fs_capacity_threshold``)."""
 ANSWER_S = 60.0
 """How long a node may take: the first task on it starts a process and imports torch."""
 
@@ -57,12 +62,16 @@ def examine(run_dir: Path, host: str, port: int) -> Iterator[Finding]:
     yield _port(host, port)
     if not ray.is_initialized():
         yield Finding("cluster", True, "no Ray runs here; 'serve run' starts one on this machine")
+        yield from _told(look_at_disks(tempfile.gettempdir(), str(run_dir)), "this machine")
         for provider in sorted(set(plan.placement.values())):
             yield from _told(look_at_store(provider, str(run_dir)), "this machine")
         return
     yield _token()
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     yield from _versions(nodes)
+    for node in nodes:
+        session = Path(node["ObjectStoreSocketName"]).parent.parent
+        yield from _asked(node, look_at_disks, str(session), str(run_dir))
     for provider in sorted(set(plan.placement.values())):
         yield from _provider(provider, nodes, run_dir)
 
@@ -82,6 +91,20 @@ def look_at_store(provider: str, run_dir: str) -> list[tuple[str, bool, str]]:
     return [(about, True, told)]
 
 
+def look_at_disks(*places: str) -> list[tuple[str, bool, str]]:
+    """What a node says of the disks that folders are on, those of them that it has; findings as plain values."""
+    told = []
+    for place in filter(os.path.exists, places):
+        disk = shutil.disk_usage(place)
+        share = 1 - disk.free / disk.total
+        said = f"{100 * share:.0f} % full, {disk.free / 2**30:.1f} GiB free"
+        if share >= FULLEST:
+            told.append((f"disk of {place}", False, f"{said}; Ray runs nothing there from {100 * FULLEST:.0f} % on: free space"))
+        else:
+            told.append((f"disk of {place}", True, said))
+    return told
+
+
 def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     """Load a provider's services and links as its server does, hashes and all; how many links there are."""
     store = run.stores_dir / provider
@@ -89,14 +112,10 @@ def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     plan.model_copy(update={"services": {name: plan.services[name] for name in own}}).check_services(own)
     specs = {name: stored_spec(name, run.stores_dir / plan.placement[name]) for name in plan.services}
     paths = hosted_paths(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()})
-    services = own | {name: outline(spec, [path for _, path in paths]) for name, spec in specs.items() if name not in own}
-    found = {
-        (planned.links_id, link)
-        for planned, path in paths
-        for leg in walk(path, plan.placement)
-        if leg.provider == provider
-        for link in load_leg_links(leg, path, planned, services, store)
-    }
+    mine = [(planned, path, leg) for planned, path in paths for leg in walk(path, plan.placement) if leg.provider == provider]
+    legs = [leg for _, _, leg in mine]
+    services = own | {name: outline(spec, legs) for name, spec in specs.items() if name not in own}
+    found = {(planned.links_id, link) for planned, path, leg in mine for link in load_leg_links(leg, path, planned, services, store)}
     return len(found)
 
 
@@ -164,8 +183,12 @@ def _provider(provider: str, nodes: list[dict[str, Any]], run_dir: Path) -> Iter
         start = f"ray start --resources='{{\"{resource}\": 1}}' --labels=provider={provider}"
         yield Finding(about, False, f"its node has the label and not the resource {resource!r}; start it with: {start}")
     for node in own or nodes[:1]:
-        told = _run_on(node, look_at_store, provider, str(run_dir))
-        yield from [told] if isinstance(told, Finding) else _told(told, node["NodeManagerAddress"])
+        yield from _asked(node, look_at_store, provider, str(run_dir))
+
+
+def _asked(node: Mapping[str, Any], look: Any, *args: str) -> Iterator[Finding]:
+    told = _run_on(node, look, *args)
+    yield from [told] if isinstance(told, Finding) else _told(told, node["NodeManagerAddress"])
 
 
 def _told(found: list[tuple[str, bool, str]], where: str) -> Iterator[Finding]:

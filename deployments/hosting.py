@@ -64,7 +64,7 @@ class Hosting:
             torch.set_num_threads(self._threads)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE_TRAFFIC)
         paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in self._specs.items()})
-        mine = [path for _, path in paths if any(leg.provider == self._name for leg in walk(path, plan.placement))]
+        mine = [leg for _, path in paths for leg in walk(path, plan.placement) if leg.provider == self._name]
         services = self._own | {service: outline(spec, mine) for service, spec in self._specs.items() if service not in self._own}
         on_cpu = beside_traffic and self._device == "cpu"
         clock = time.thread_time if on_cpu else time.perf_counter

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray import serve
@@ -30,6 +31,7 @@ class KnownProviders:
         self._before: Mapping[str, ProviderReport] = {}
         self._handles = handles
         self._missed = dict.fromkeys(self.names, 0)
+        self._waits: dict[str, set[asyncio.Timeout]] = {name: set() for name in self.names}
 
     def handle(self, name: str) -> DeploymentHandle[Any]:
         """Of a provider that was found at least once."""
@@ -39,6 +41,22 @@ class KnownProviders:
         """Whether a provider can be called: a server that is busy may miss one question, one that is gone misses all."""
         return name in self._handles and self._missed[name] < GONE_AFTER
 
+    @asynccontextmanager
+    async def wait_for(self, names: Collection[str], budget_s: float) -> AsyncIterator[None]:
+        """Cancel what is done inside when ``budget_s`` are over, or as soon as one of the providers is gone: Ray may take long to tell.
+
+        Raises:
+            TimeoutError: in both cases.
+        """
+        async with asyncio.timeout(budget_s) as limit:
+            for name in names:
+                self._waits[name].add(limit)
+            try:
+                yield
+            finally:
+                for name in names:
+                    self._waits[name].discard(limit)
+
     async def ask(self, deadline_s: float, applications: Mapping[str, str], plan_id: str) -> bool:
         """Ask all of them how they are; whether all have answered. ``applications``: where a provider's application has another name.
         ``plan_id``: the plan that this router follows.
@@ -46,6 +64,10 @@ class KnownProviders:
         reports = await asyncio.gather(*(self._ask(name, deadline_s, applications, plan_id) for name in self.names))
         for name, report in zip(self.names, reports, strict=True):
             self._missed[name] = self._missed[name] + 1 if report is None else 0
+            if self._missed[name] == GONE_AFTER:
+                for limit in self._waits[name]:
+                    if not limit.expired():
+                        limit.reschedule(0)
         self._before, self.reports = self.reports, {report.provider: report for report in reports if report is not None}
         return len(self.reports) == len(self.names)
 

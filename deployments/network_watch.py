@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +65,13 @@ class NetworkWatch:
         ways = [hops for route in routes for hops in (route.hops, route.rerun_hops)]
         edges = {edge for hops in ways if all(hop.provider in nodes for hop in hops) for edge in network.crossed(h.provider for h in hops)}
         keys = {edge: (node_at[edge[0]], node_at[edge[1]]) for edge in sorted(edges)}
+        self._tell(network, keys)
         for edge, key in keys.items():
             if key not in self._measured and time.monotonic() >= self._not_before.get(key, 0.0):
                 await self._measure(edge, key, network)
+                self._tell(network, keys)
+
+    def _tell(self, network: Network, keys: Mapping[Edge, Edge]) -> None:
         self.now = replace(network, speeds={edge: self._measured[key] for edge, key in keys.items() if key in self._measured})
 
     async def _measure(self, edge: Edge, key: Edge, network: Network) -> None:

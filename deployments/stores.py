@@ -6,7 +6,7 @@ are not in the zoo. Nobody reads another provider's weights: of a foreign servic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -14,8 +14,9 @@ from torch import nn
 from code_ray.artifact import RunDirectory
 from code_ray.blocks import Boundary
 from code_ray.errors import PathError, PlanError
-from code_ray.path import InferencePath, original_path
+from code_ray.path import original_path
 from code_ray.plan import Plan, read_plan
+from code_ray.runner import Leg
 from code_ray.service import Service, ServiceSpec, read_spec
 from code_ray.zoo import description_file, get_service
 
@@ -86,12 +87,12 @@ def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
     return read_spec(named or folder / "service.json")
 
 
-def outline(spec: ServiceSpec, paths: list[InferencePath]) -> Service:
-    """What a host is told of a service whose paths it takes part in: preprocessing and the shapes its links meet.
+def outline(spec: ServiceSpec, legs: Iterable[Leg]) -> Service:
+    """What a provider that runs ``legs`` is told of another one's service: preprocessing and the shapes its links meet.
 
-    It has no blocks, and no boundary but those where ``paths`` leave the service and come back (DESIGN 3.3).
+    It has no blocks, and no boundary but those where paths pass from the service to links on ``legs``, and back (DESIGN 3.3).
     """
-    met = {end for path in paths for slot in path.link_slots for end in (slot.source, slot.target)}
+    met = {end for leg in legs for slot in leg.slots for end in (slot.source, slot.target)}
     boundaries = tuple(b if (spec.name, i) in met else _UNTOLD for i, b in enumerate(spec.boundaries))
     told = {"builder": "", "builder_args": {}, "block_hashes": (), "boundaries": boundaries}
     return Service(spec.model_copy(update=told), nn.ModuleList())

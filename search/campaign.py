@@ -283,17 +283,16 @@ class Campaign:
 def _make_sampler(problem: Problem) -> Sampler:
     config, space = problem.config, problem.space
     stopping = Stopping(config.stopping.max_trainings, config.stopping.c_stop, config.stopping.epsilon)
+    given = problem.candidates, problem.objective, stopping, space.hosts
     if config.sampler == "printed":
-        return PrintedSampler(problem.candidates, problem.objective, stopping, space.hosts, seed=config.seed, sides=space.sides)
+        return PrintedSampler(*given, seed=config.seed, sides=space.sides, hosts_per_path=space.hosts_per_path)
     return GreedySampler(
-        problem.candidates,
-        problem.objective,
-        stopping,
-        space.hosts,
+        *given,
         predictor=config.sampler,
         screen=config.screen,
         reduction=config.reduction,
         seed=config.seed,
         wide=problem.wide,
         sides=space.sides,
+        hosts_per_path=space.hosts_per_path,
     )

@@ -17,7 +17,7 @@ from search.config import SearchConfig, read_config
 MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed", "trust")
 """Settings that decide what an evaluation says: another search's count only where they are the same."""
 
-TIMED_BY = ("providers", "kinds", "min_lout", "ranks", "vectors")
+TIMED_BY = ("providers", "kinds", "min_lout", "ranks", "vectors", "hosts_per_path")
 """Settings that, with the hosts, decide which times are measured."""
 
 

@@ -71,6 +71,7 @@ class SearchConfig(BaseModel):
     trust: Literal["split", "shared"] = "shared"
     kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
     min_lout: int = Field(0, ge=0)
+    hosts_per_path: int = Field(1, ge=1)
     ranks: tuple[int | None, ...] = (None,)
     vectors: tuple[tuple[int, ...], ...] | None = None
     objective: Literal["plan", "paper"] = "plan"
@@ -101,6 +102,8 @@ class SearchConfig(BaseModel):
             raise ValueError(f"{self.local!r} cannot be its own host; take it out of 'hosts'")
         if unknown := set(self.providers) - {self.local, *self.hosts}:
             raise ValueError(f"'providers' names {sorted(unknown)}, which is neither the local service nor a host")
+        if self.hosts_per_path > max(1, len(self.hosts)):
+            raise ValueError(f"'hosts_per_path' is {self.hosts_per_path} and 'hosts' names {len(self.hosts)}; lower it or name more")
         kappas: dict[str, float] = {}
         for name, host in self.hosts.items():
             if kappas.setdefault(self.placement[name], host.kappa) != host.kappa:
@@ -121,6 +124,11 @@ class SearchConfig(BaseModel):
         by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)
         if shared := [provider for provider, count in by_default.items() if count > 1]:
             raise ValueError(f"two service folders are called {shared[0]!r}; say in 'providers' whose each of them is")
+        if self.apart and self.hosts_per_path > 1:
+            raise ValueError(
+                f"'hosts_per_path' is {self.hosts_per_path}: what goes from host to host cannot be costed where hosts keep their shapes to "
+                "themselves ('trust: split'); set hosts_per_path 1, or trust: shared"
+            )
         if self.apart and not self.recipe.fit_entry and not self.recipe.joint_steps:
             raise ValueError(
                 "'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps, or "

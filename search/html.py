@@ -17,6 +17,7 @@ ARMS = {
     "host_free": "best plan without a host",
     "probe": "best plan with probes alone",
     "paper_pair": "the original and one cross path",
+    "one_host": "best plan that borrows from one host alone",
     "mixture_lout_1": "best plan that keeps raw inputs at home",
     "mixture": "best plan of all",
     "distilled": "best plan without a host, small distilled networks beside its paths",

@@ -168,7 +168,7 @@ def draw_forecasts(table: pd.DataFrame) -> bytes:
 def _names(table: pd.DataFrame) -> list[str]:
     """What rows are called: kind and vector, with host and rank where that does not say which path it is."""
     services = table.path.map(lambda text: [Path(part.split("[")[0]).name for part in str(text).split(" > ") if "[" in part])
-    hosts = services.map(lambda names: next((name for name in names if name != names[0]), ""))
+    hosts = services.map(lambda names: " > ".join(dict.fromkeys(name for name in names if name != names[0])))
     several = hosts[hosts != ""].nunique() > 1
     rows = zip(table["kind"], table["vector"], table["rank"].astype(float), hosts, strict=True)
     return [

@@ -219,13 +219,14 @@ def _space(config: SearchConfig, services: Mapping[str, Service], public: Mappin
     hosts = {name: public[name].num_blocks for name in config.hosts}
     # Of other parties' services no shape is known.
     sides = {name: service.sides for name, service in services.items()}
-    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks, sides)
+    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks, sides, config.hosts_per_path)
 
 
 def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:
     host = next(iter(space.hosts), None)
     blocks = space.hosts.get(host or "")
-    paths = tuple(path_from_vector(v, space.local, space.num_blocks, host, blocks, rank) for v in vectors for rank in space.ranks)
+    then = dict(list(space.hosts.items())[1 : space.hosts_per_path])
+    paths = tuple(path_from_vector(v, space.local, space.num_blocks, host, blocks, rank, then) for v in vectors for rank in space.ranks)
     for path in paths:
         if path.kind == "original" or (path.hosts and path.lout < space.min_lout):
             raise PathError(f"vector {list(path.vector)} in 'vectors' is not in the space that 'min_lout' leaves; take it out")

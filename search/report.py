@@ -193,6 +193,7 @@ def _best(problem: Problem, known: Known, arm: Arm, hits: Any) -> dict[str, Any]
         "kind": path.kind,
         "rerun": path.rerun,
         "host": path.hosts[0] if path.hosts else None,
+        "hosts": list(path.hosts),
         "accuracy_validation": accuracy,
         "accuracy_test": float(hits[path].mean()),
         "accuracy_original_test": float(hits[original].mean()),

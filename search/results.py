@@ -66,12 +66,13 @@ def best_arm(problem: Problem, known: Known, loss_points: float | None = None) -
 
 def all_arms(problem: Problem, known: Known) -> dict[str, Arm]:
     """The rivals in one space (DESIGN 4): each the best mixture of the original and some kinds of paths."""
-    crosses = {path: entry for path, entry in known.items() if path.kind == "cross" and not path.rerun}
-    pairs = [best_arm(problem, {path: entry}) for path, entry in crosses.items()]
+    pairs = [best_arm(problem, {p: e}) for p, e in known.items() if p.kind == "cross" and len(p.hosts) == 1 and not p.rerun]
+    alone = [best_arm(problem, {p: e for p, e in known.items() if {*p.hosts} <= {host}}) for host in problem.config.hosts]
     groups = arm_groups(known)
     return {
         "original": best_arm(problem, {}),
         "paper_pair": max(pairs, key=lambda arm: arm.throughput_ratio, default=best_arm(problem, {})),
+        **({"one_host": max(alone, key=lambda arm: arm.throughput_ratio)} if len(alone) > 1 else {}),
         **{name: best_arm(problem, group) for name, group in groups.items()},
     }
 

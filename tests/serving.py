@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ FIXED = ProviderOptions(num_cpus=0.5, mode="float32", batch_size=BATCH, burst_s=
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory with what lies in it, as values. Paths go by their names in ``VECTORS``."""
+    """A run directory with what lies in it, as values. Paths go by their names in the vectors that it was made of."""
 
     root: Path
     plan: Plan
@@ -73,35 +73,46 @@ class Run:
 
     def planned(self, name: str) -> PlannedPath:
         """The plan's entry of a path."""
-        return self.plan.paths[list(VECTORS).index(name)]
+        return self.plan.paths[list(self.paths).index(name)]
 
     def logits(self, name: str, images: Images) -> npt.NDArray[np.float32]:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
-        runner = PathRunner(walk(self.paths[name], PLACEMENT), self.services, self.links[name], lambda _: ExecutionMode())
+        runner = PathRunner(walk(self.paths[name], self.plan.placement), self.services, self.links[name], lambda _: ExecutionMode())
         return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
 
 
-def make_run(root: Path, services: dict[str, Service], digits: DataSet, kappa: float = 0.5, fit_samples: int = 64) -> Run:
-    """A run directory with one path of each kind, its links fitted by least squares, both services in their stores.
+def make_run(
+    root: Path,
+    services: dict[str, Service],
+    digits: DataSet,
+    kappa: float = 0.5,
+    fit_samples: int = 64,
+    vectors: Mapping[str, tuple[int, ...]] = VECTORS,
+    placement: Mapping[str, str] = PLACEMENT,
+) -> Run:
+    """A run directory with one path of each kind, its links fitted by least squares, all services in their stores. Paths through
+    several hosts go through them in the order of ``placement``.
 
     Every path claims the same accuracy: which are used is then a matter of measured times alone.
     """
-    trainer = Trainer(services, LOCAL, digits, PLACEMENT, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=fit_samples))
-    paths = {name: path_from_vector(vector, LOCAL, 6, HOST, 6) for name, vector in VECTORS.items()}
+    trainer = Trainer(services, LOCAL, digits, placement, lambda _: ExecutionMode(), Recipe(samples=64, fit_samples=fit_samples))
+    hosts = [name for name in placement if name != LOCAL]
+    then = dict.fromkeys(hosts[1:], 6)
+    paths = {name: path_from_vector(vector, LOCAL, 6, hosts[0], 6, then=then) for name, vector in vectors.items()}
     links = {name: dict(train_path(trainer, path, seed=0, fit_only=True).links) for name, path in paths.items()}
     planned = []
     for name, path in paths.items():
         identifier = path_id(path, services)
-        hashes = save_links(path, identifier, links[name], PLACEMENT, root / "stores")
+        hashes = save_links(path, identifier, links[name], placement, root / "stores")
         planned.append(PlannedPath(path=str(path), id=identifier, accuracy=0.9, link_hashes=hashes))
     for name, service in services.items():
-        service.save(root / "stores" / PLACEMENT[name] / "services" / name)
+        service.save(root / "stores" / placement[name] / "services" / name)
     plan = Plan(
         local=LOCAL,
         num_blocks=6,
         services={name: service.content_hash for name, service in services.items()},
-        placement=PLACEMENT,
-        kappa={HOST: kappa},
+        placement=dict(placement),
+        kappa=dict.fromkeys(hosts, kappa),
         loss_points=2.3,
         paths=tuple(planned),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from code_ray.path_space import PathSpace
 from code_ray.profiling import Execution, Profile, spec_key
 from code_ray.runner import slot_spec, walk
 from code_ray.service import Service
-from code_ray.throughput import FloatArray
+from code_ray.throughput import FloatArray, Limits
 
 SPACE = PathSpace("tiny", 6, {"host": 6, "second": 6}, ranks=(None, 3))
+TWO_HOSTS = replace(SPACE, min_lout=3, hosts_per_path=2)
 PLACEMENTS = {
     "a server for each": {"tiny": "a", "host": "b", "second": "c"},
     "a host at the local service's provider": {"tiny": "a", "host": "a", "second": "c"},
@@ -80,6 +82,21 @@ def test_every_path_costs_what_the_profile_says(space: PathSpace, placement: dic
     assert np.allclose(found, expected, rtol=1e-12, atol=1e-15)
     # What was drawn tells paths apart, so that no two could be mixed up unseen.
     assert len(np.unique(expected.round(12), axis=0)) > 0.9 * len(space)
+
+
+@each_placement
+def test_every_path_takes_of_servers_and_network_what_the_profile_says(
+    placement: dict[str, str], tiny_services: dict[str, Service]
+) -> None:
+    profile = profile_of(TWO_HOSTS, tiny_services, placement)
+    providers = list(dict.fromkeys(placement.values()))
+    edges = {edge: 1e3 * (number + 1) for number, edge in enumerate(permutations(providers, 2))}
+    limits = Limits(dict.fromkeys(providers, 1.0), 2.3, edges)
+    costs = cost_table(TWO_HOSTS, profile, tiny_services)
+    found = np.concatenate([costs.taken(rows, limits) for rows in TWO_HOSTS.chunks()])
+    expected = limits.seconds([profile.cost(path, tiny_services) for path in TWO_HOSTS.paths()])
+    assert np.allclose(found, expected, rtol=1e-12, atol=1e-15)
+    assert (expected[:, len(providers) :] > 0).any(axis=0).all()  # some path crosses each edge
 
 
 @each_placement

@@ -132,7 +132,7 @@ def test_text_that_is_no_path_is_refused(text: str) -> None:
         parse_path(text, 6)
 
 
-def test_a_path_of_several_hosts_has_text_and_links_but_no_vector() -> None:
+def test_a_path_through_two_hosts_has_text_links_and_a_vector_with_the_blocks_of_both() -> None:
     text = "local[0:1] > first[2:4] > second[1:3] > local[5:6] | rank=8"
     path = parse_path(text, 6)
     assert str(path) == text
@@ -142,5 +142,23 @@ def test_a_path_of_several_hosts_has_text_and_links_but_no_vector() -> None:
         ("first", "second", 8),
         ("second", "local", 8),
     ]
-    with pytest.raises(PathError, match="2 host segments"):
+    assert path.vector == (1, 3, 4, 2, 3, 5)
+    assert path_from_vector(path.vector, "local", 6, "first", 6, 8, {"second": 4}) == path
+
+
+def test_a_path_that_comes_back_on_its_way_has_no_vector() -> None:
+    path = parse_path("local[0:1] > first[2:4] > local[3:4] > second[1:3] > local[5:6]", 6)
+    with pytest.raises(PathError, match="comes back to 'local' on its way"):
         _ = path.vector
+
+
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        ((1, 2, 3, 1, 4, 5), "1 <= hin <= hout <= 3 of 'second'"),
+        ((1, 2, 3, 1, 2, 1, 2, 5), "not 0 to 6 integers.*hin and hout of each host in turn"),
+    ],
+)
+def test_a_vector_through_two_hosts_keeps_to_the_blocks_of_each(vector: tuple[int, ...], message: str) -> None:
+    with pytest.raises(PathError, match=message):
+        path_from_vector(vector, "local", 6, "first", 6, then={"second": 4})

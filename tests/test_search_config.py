@@ -56,6 +56,10 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, capsys: pyte
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "paths through more hosts than there are": (
+        {"hosts": {"fashion-cnn": {}}, "hosts_per_path": 2},
+        r"ConfigError: .*'hosts_per_path' is 2 and 'hosts' names 1; lower it or name more",
+    ),
     "unknown key": ({"treshold": 3}, r"ConfigError: .*treshold: Extra inputs are not permitted \(given: 3\)"),
     "unknown key of a part": ({"recipe": {"epochs": 3}}, r"ConfigError: .*recipe.epochs: Extra inputs are not permitted"),
     "value of another type": ({"seed": "first"}, r"ConfigError: .*seed: Input should be a valid integer.*\(given: 'first'\)"),
@@ -102,6 +106,10 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "links into hosts that nothing would train": (
         {"hosts": {"fashion-cnn": {}}, "trust": "split"},
         r"ConfigError: .*'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps",
+    ),
+    "paths from host to host where hosts tell no shapes": (
+        {"hosts": {"fashion-cnn": {}, "alexnet-fashion": {}}, "trust": "split", "hosts_per_path": 2, "recipe": {"joint_steps": 1}},
+        r"ConfigError: .*'hosts_per_path' is 2: what goes from host to host cannot be costed .*; set hosts_per_path 1, or trust: shared",
     ),
     "plan measured on nothing": ({"test_samples": 0}, r"ConfigError: .*test_samples: .*greater than or equal to 1 \(given: 0\)"),
     "more blocks at home than there are": ({"min_lout": 6}, r"ConfigError: min_lout 6 leaves no path of 'alexnet-digits'"),

@@ -2,8 +2,8 @@
 
 python -m benchmarks.serving.memory [--minutes 10] [--out runs/bench]      writes memory.csv and memory.png
 
-Requests of 1, 32 and 128 images, malformed ones among them; every two minutes the host's replica is killed. What counts is the memory
-that a process shares with nobody, after its first two minutes.
+Requests of 1, 32 and 128 images, malformed ones among them; the host's replica is killed twice, then the local provider's twice, so that
+one of each lives for four minutes and more. What counts is the memory that a process shares with nobody, after its first two minutes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from code_ray.plan import read_plan
 from deployments.config import DEFAULT_RUN_DIR
 from examples.demo import deployed, say
 
-EVERY_S, SETTLED_S, KILL_EVERY_S = 5.0, 120.0, 120.0
+EVERY_S, SETTLED_S = 5.0, 120.0
+FAULTS = ((0.2, "host"), (0.4, "host"), (0.6, "local"), (0.8, "local"))
+"""Whose replica is killed after which share of the time."""
 MOST_GROWTH = 0.01
 """Share of its memory that a process may gain a minute."""
 SIZES = (1, 1, 1, 32, 32, 128)
@@ -54,7 +57,8 @@ def main() -> int:
     (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
     with deployed(DEFAULT_RUN_DIR) as url:
         before = _store()
-        table, answered, failures = asyncio.run(_load(url, plan.local, f"provider-{host}", 60 * options.minutes))
+        replicas = {"host": f"provider-{host}", "local": f"provider-{plan.placement[plan.local]}"}
+        table, answered, failures = asyncio.run(_load(url, plan.local, replicas, 60 * options.minutes))
         options.out.mkdir(parents=True, exist_ok=True)
         table.to_csv(options.out / "memory.csv", index=False, float_format="%.6g")
         time.sleep(5.0)
@@ -73,7 +77,7 @@ def _store() -> str:
     return said.strip().splitlines()[-1]
 
 
-async def _load(url: str, service: str, host: str, seconds: float) -> tuple[pd.DataFrame, int, list[str]]:
+async def _load(url: str, service: str, replicas: Mapping[str, str], seconds: float) -> tuple[pd.DataFrame, int, list[str]]:
     images, end = load_data("fashion-mnist").test.images, time.monotonic() + seconds
     answered, failures, rows = 0, list[str](), list[dict[str, Any]]()
     begin = time.monotonic()
@@ -95,9 +99,10 @@ async def _load(url: str, service: str, host: str, seconds: float) -> tuple[pd.D
             await asyncio.sleep(1.0)
 
     async def faults() -> None:
-        while time.monotonic() + KILL_EVERY_S < end:
-            await asyncio.sleep(KILL_EVERY_S)
-            for process in replica_ids(host):
+        for share, whose in FAULTS:
+            await asyncio.sleep(begin + share * seconds - time.monotonic())
+            say(f"the {whose} provider's replica is killed")
+            for process in replica_ids(replicas[whose]):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
@@ -105,7 +110,7 @@ async def _load(url: str, service: str, host: str, seconds: float) -> tuple[pd.D
         while time.monotonic() < end:
             moment = time.monotonic() - begin
             titles = {"proxy": "ray::ProxyActor", "router": "ray::ServeReplica:default:router"}
-            titles |= {"host": f"ray::ServeReplica:default:{host}", "local": f"ray::ServeReplica:default:provider-{service}"}
+            titles |= {whose: f"ray::ServeReplica:default:{name}" for whose, name in replicas.items()}
             for name, title in titles.items():
                 rows.extend({"seconds": moment, "process": f"{name} {p}", "bytes": own_bytes(p)} for p in process_ids(title))
             if int(moment) % 60 < EVERY_S:

@@ -112,6 +112,25 @@ def test_the_doctor_finds_nothing_in_the_way(room: Room) -> None:
         assert f"provider {PROVIDERS[name]!r} on 10.99.0.{ADDRESSES[name]}: services and" in said, said
 
 
+def test_the_doctor_names_what_is_wrong_on_each_host(room: Room) -> None:
+    package = "/opt/code_ray/venv/lib/python3.*/site-packages/code_ray-*.dist-info/METADATA"
+    room.run("lender", f"{EVERYWHERE} {WEIGHTS[LENDER]} -exec mv {{}} {{}}.away \\;")
+    room.run("third", f"cp {package} /root/metadata && sed -i 's/^Version: .*/Version: 0.0.9/' {package}")
+    room.run("third", "fallocate -l 200M /tmp/fill && mount -o remount,size=$(($(df -k --output=used /tmp | tail -1) + 6000))k /tmp")
+    done = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir /opt/code_ray/plan", check=False)
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("WRONG")]
+    lender, third = (f"10.99.0.{ADDRESSES[name]}" for name in ("lender", "third"))
+    assert done.returncode == 1, done.stdout
+    assert [line for line in wrong if f"node {third}" in line and "has code_ray 0.0.9 instead of" in line], done.stdout
+    assert [line for line in wrong if f"on {third}" in line and "% full" in line and "free space" in line], done.stdout
+    assert [line for line in wrong if f"provider {LENDER!r} on {lender}" in line], done.stdout
+    assert len(wrong) == 3, done.stdout
+    say("a missing weights file, another version and a full disk are named")
+    room.run("third", f"rm /tmp/fill; mount -o remount,size=50% /tmp; cp /root/metadata {package}")
+    undo = r"f={}; mv $f ${f%.away}"
+    room.run("lender", f"{EVERYWHERE} -name '*.away' -exec sh -c '{undo}' \\;")
+
+
 @pytest.fixture(scope="module")
 def right_labels() -> list[str]:
     """What the original path answers to the images that the client sends."""
@@ -160,6 +179,22 @@ def test_a_search_trains_on_other_hosts_than_its_own_and_its_plan_can_be_served(
     assert "Traceback" not in printed
     said = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir {out}", check=False).stdout
     assert said.endswith("nothing is in the way\n"), said
+
+
+def test_a_host_whose_link_was_cut_for_a_while_costs_no_request_and_is_used_again(room: Room, key: str) -> None:
+    asking = Asking(room, key, 200)
+    eventually("the lender is in use", 20, lambda: borrowed(asking.since(0)) > 20)
+    room.cut("lender")
+    say("the lender's link is cut")
+    time.sleep(20)
+    room.mend("lender")
+    mended = time.time()
+    say("the lender's link is whole again")
+    # Serve may have missed three health checks and then makes another replica.
+    eventually("the lender is in use again", 150, lambda: borrowed(asking.since(mended)) > 20)
+    answers = asking.stop()
+    say(f"with a link cut for 20 s: {summary(answers)}")
+    assert failures(answers) == []
 
 
 def test_a_host_whose_link_is_cut_and_whose_processes_die_costs_no_request_and_the_original_answers(
