@@ -56,7 +56,10 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, capsys: pyte
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "paths through more hosts than there are": ({"hosts_per_path": 2}, r"'hosts_per_path' is 2 and 'hosts' names 1; lower it or name more"),
+    "paths through more hosts than there are": (
+        {"hosts": {"alexnet-fashion": {}}, "hosts_per_path": 2},
+        r"ConfigError: .*'hosts_per_path' is 2 and 'hosts' names 1; lower it or name more",
+    ),
     "unknown key": ({"treshold": 3}, r"ConfigError: .*treshold: Extra inputs are not permitted \(given: 3\)"),
     "unknown key of a part": ({"recipe": {"epochs": 3}}, r"ConfigError: .*recipe.epochs: Extra inputs are not permitted"),
     "value of another type": ({"seed": "first"}, r"ConfigError: .*seed: Input should be a valid integer.*\(given: 'first'\)"),
