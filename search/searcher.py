@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -95,6 +96,8 @@ _FATAL: dict[str, type[CodeRayError]] = {kind.__name__: kind for kind in (Artifa
 def _describe(job: Job, outcome: dict[str, Any], campaign: Campaign) -> str:
     trainings, limit = len(campaign.sampler.trained), campaign.sampler.stopping.max_trainings
     text = f"{job.role:11} {job.path.kind:5} {list(job.path.vector)!s:13}"
+    if len(campaign.problem.config.hosts) > 1 and job.path.hosts:
+        text += f" {' > '.join(Path(host).name for host in job.path.hosts)}"
     record = outcome.get("record") or outcome["stopped"]
     if job.fidelity == "fit":
         return f"{text} least squares {100 * record['accuracy']:5.2f} % in {record['seconds']:.1f} s"
