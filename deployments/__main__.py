@@ -1,4 +1,4 @@
-"""What operators do beside ``serve run``: python -m deployments doctor, deploy FILE, keys add|list|remove."""
+"""What operators do beside ``serve run``: python -m deployments doctor, deploy FILE, upgrade SERVICE FOLDER, keys add|list|remove."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from code_ray.errors import CodeRayError, ConfigError, DeploymentError
 from deployments.config import DEFAULT_RUN_DIR
 from deployments.doctor import examine
 from deployments.placement import WITHIN_S, deploy
+from deployments.upgrade import upgrade
 
 
 def main() -> int:
@@ -31,6 +32,11 @@ def main() -> int:
     deploying.add_argument("file", type=Path, help="a configuration as 'serve deploy' takes it")
     deploying.add_argument("--within", type=float, default=WITHIN_S, metavar="SECONDS", help="how long it may take (default: %(default)g)")
     deploying.add_argument("--address", default="auto", help="the Ray cluster (default: the one that runs here)")
+    upgrading = commands.add_parser("upgrade", help="a plan for another version of a host's service, with its links fitted again")
+    upgrading.add_argument("service", help="the host's service, as the plan calls it")
+    upgrading.add_argument("folder", type=Path, help="the new version: service.json and weights.safetensors")
+    upgrading.add_argument("--run-dir", type=Path, required=True, help="the plan that is served")
+    upgrading.add_argument("--out", type=Path, required=True, help="a new folder for the plan that takes its place")
     keys = commands.add_parser("keys", help="API keys; only their hashes are stored")
     verbs = keys.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser("add", help="make a key and print it, once")
@@ -46,7 +52,7 @@ def main() -> int:
     if options.command == "doctor":
         return _doctor(options)
     try:
-        (_deploy if options.command == "deploy" else _keys)(options)
+        {"deploy": _deploy, "upgrade": _upgrade, "keys": _keys}[options.command](options)
     except CodeRayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -76,6 +82,12 @@ def _deploy(options: argparse.Namespace) -> None:
         raise DeploymentError(f"no Ray answers at {options.address} ({error}); start one, or copy its auth_token to ~/.ray") from error
     begun = time.monotonic()
     deploy(options.file, options.within, lambda text: print(f"{time.monotonic() - begun:5.0f} s  {text}", flush=True))
+
+
+def _upgrade(options: argparse.Namespace) -> None:
+    for refit in upgrade(options.run_dir, options.service, options.folder, options.out):
+        print(refit)
+    print(f"{options.out} is ready; put it in the place of {options.run_dir} on every node (docs/serving.md, another plan)")
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -54,26 +54,30 @@ class Hosting:
         self._pack_seconds_per_byte = _measure_packing()
 
     def make_legs(self, plan: Plan, run: RunDirectory, known: Mapping[str, HostedLeg], beside_traffic: bool) -> dict[str, HostedLeg]:
-        """All legs of ``plan`` that run here, by key, with links from ``run``; those in ``known`` as they are. ``beside_traffic``: in a thread that may be
-        slowed down for good, and is measured by its own time.
+        """All legs of ``plan`` that run here, by key, with links from ``run``; those in ``known`` as they are, but for services that have
+        another version now. ``beside_traffic``: in a thread that may be slowed down for good, and is measured by its own time.
 
         Raises:
             PlanError, IntegrityError: for links that are missing, of other shapes or other weights than the plan's.
+            ServiceError: for another version of a service that is not there.
         """
         if beside_traffic:
             torch.set_num_threads(self._threads)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BESIDE_TRAFFIC)
         paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in self._specs.items()})
         mine = [leg for _, path in paths for leg in walk(path, plan.placement) if leg.provider == self._name]
-        services = self._own | {service: outline(spec, mine) for service, spec in self._specs.items() if service not in self._own}
+        changed = {service for service, loaded in self._own.items() if loaded.content_hash != plan.services[service]}
+        own = _load_own_services(self._name, plan, run.stores_dir / self._name) if changed else self._own
+        services = own | {service: outline(spec, mine) for service, spec in self._specs.items() if service not in own}
         on_cpu = beside_traffic and self._device == "cpu"
         clock = time.thread_time if on_cpu else time.perf_counter
         measured = {(leg.path, leg.position): (leg.seconds, leg.batch_size) for leg in known.values()}
         legs: dict[str, HostedLeg] = {}
         for planned, path in paths:
             # Gated forms of a path have the legs of the plain one.
-            made = {**known, **legs}
+            made = {**(known if changed.isdisjoint((path.local, *path.hosts)) else {}), **legs}
             legs |= self._make_path(planned, path.plain, plan, run.stores_dir / self._name, services, made, measured, clock)
+        self._own = own
         return legs
 
     def _make_path(

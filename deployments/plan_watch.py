@@ -43,12 +43,17 @@ def check_same_services(old: Plan, new: Plan) -> None:
     """Check that ``new`` can take the place of ``old`` without a restart.
 
     Raises:
-        PlanError: where it is for other services, or places them elsewhere.
+        PlanError: where it is for another local service, or places services elsewhere. Hosts may have other versions.
     """
-    for what in ("local", "num_blocks", "services", "placement"):
-        before, after = getattr(old, what), getattr(new, what)
-        if before != after:
-            raise PlanError(f"its {what} is {after!r}, what runs has {before!r}; such a plan needs a new deployment")
+
+    def described(plan: Plan) -> dict[str, object]:
+        version = plan.services[plan.local]
+        return {"local": plan.local, "version of it": version, "num_blocks": plan.num_blocks, "placement": plan.placement}
+
+    before, after = described(old), described(new)
+    for what in before:
+        if before[what] != after[what]:
+            raise PlanError(f"its {what} is {after[what]!r}, what runs has {before[what]!r}; such a plan needs a new deployment")
 
 
 class PlanWatch:

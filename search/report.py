@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from code_ray.artifact import RunDirectory, write_text
+from code_ray.calibration import save_calibrations
 from code_ray.controls import control_paths, with_trained_hosts
 from code_ray.errors import ArtifactError
 from code_ray.objective import Known, PaperObjective
@@ -56,6 +57,7 @@ def write_report(campaign: Campaign, parties: Mapping[str, Party], seconds: floa
     arm = deployed(problem, campaign)
     arms = all_arms(problem, known) | distilled_arms(problem, known)
     plan = with_answers(problem, make_plan(problem, campaign, arm), parties)
+    save_calibrations(plan, problem.services, problem.data.train.images, problem.profile.mode_of, run.stores_dir)
     hits = measure_test(problem, plan, parties)
     table = evaluations_table(campaign)
     result: dict[str, Any] = {

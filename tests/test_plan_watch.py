@@ -96,7 +96,7 @@ def test_the_local_services_provider_brings_the_canaries_and_a_host_needs_none(t
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"services": {"tiny": "3" * 64, "host": "2" * 64}}, "services"),
+        ({"services": {"tiny": "3" * 64, "host": "2" * 64}}, "version of it"),
         ({"placement": {"tiny": "alpha", "host": "gamma"}}, "placement"),
         ({"local": "host"}, "local"),
         ({"num_blocks": 5}, "num_blocks"),
