@@ -16,7 +16,7 @@ from code_ray.blocks import ExecutionMode
 from code_ray.data import UInt8Array
 from code_ray.errors import ArtifactError
 from code_ray.links import Link
-from code_ray.path import InferencePath
+from code_ray.path import InferencePath, Segment
 from code_ray.plan import Plan, PlannedPath, load_leg_links
 from code_ray.runner import Leg, PathRunner, walk
 from code_ray.service import Service
@@ -54,7 +54,7 @@ def save_calibrations(
         legs = walk(path, plan.placement)
         for index, leg in calibrated_legs(path, plan):
             before = legs[:index]
-            if not {name for name in path.hosts if any(plan.placement[name] == other.provider for other in before)} <= set(services):
+            if not {step.service for other in before for step in other.steps if isinstance(step, Segment)} <= set(services):
                 continue
             links: dict[str, Link] = {}
             for other in before:

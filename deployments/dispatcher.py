@@ -143,17 +143,14 @@ class Dispatcher:
         """One route: what it takes of each server is known to the load while it is under way, how it ended to all that ask."""
         began, policy, breakers = time.monotonic(), plan.policies[service], plan.breakers_on(route)
         work = self._begin(plan, service, route, len(images), began)
-        lost = RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
         try:
-            async with self._providers.wait_for({hop.provider for hop in (*route.hops, *route.rerun_hops)}, budget_s):
+            async with self._providers.wait_for(route.providers, budget_s):
                 result = await plan.join(route, images)
         except TimeoutError:
-            late = RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
-            gone = [hop.provider for hop in route.hops if not self._providers.is_there(hop.provider)]
-            failure = lost if gone else late
-            cause = f"{gone[0]} is gone" if gone else f"no answer within {budget_s:.1f} s"
+            gone = sorted(name for name in route.providers if not self._providers.is_there(name))
+            is_late, cause = not gone, f"{gone[0]} is gone" if gone else f"no answer within {budget_s:.1f} s"
         except (RayError, RayServeException) as error:
-            failure, cause = lost, type(error).__name__
+            is_late, cause = False, type(error).__name__
         else:
             for breaker in breakers:
                 breaker.succeed()
@@ -161,9 +158,9 @@ class Dispatcher:
                 policy.leave_out(route.id, time.monotonic())
                 self._metrics.attempted(service, route, "refused")
             else:
-                given_up = 100 * (plan.routes[service][ORIGINAL].accuracy - route.accuracy)
+                lost = 100 * (plan.routes[service][ORIGINAL].accuracy - route.accuracy)
                 self._metrics.attempted(service, route, "answered")
-                self._metrics.answered(service, route, len(images), time.monotonic() - began, given_up)
+                self._metrics.answered(service, route, len(images), time.monotonic() - began, lost)
             return result
         finally:
             self._end(service, work)
@@ -177,7 +174,9 @@ class Dispatcher:
         policy.leave_out(route.id, now, FAILURE_COOL_DOWN_S)
         self.is_stale.set()
         self._metrics.attempted(service, route, "failed")
-        return failure
+        if is_late:
+            return RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
+        return RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
 
     def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[Resource, float]:
         reports = self._providers.reports

@@ -27,8 +27,7 @@ from code_ray.errors import CodeRayError
 from code_ray.plan import Plan, load_leg_links
 from code_ray.runner import walk
 from deployments.plan_watch import read_offer
-from deployments.routes import hosted_paths
-from deployments.stores import check_blocks, load_stored_service, open_plan, outline, stored_spec
+from deployments.stores import check_blocks, open_plan, services_known_to, stored_spec
 
 PACKAGES = ("code_ray", "ray", "torch", "numpy")
 FULLEST = 0.95
@@ -107,15 +106,15 @@ def look_at_disks(*places: str) -> list[tuple[str, bool, str]]:
 
 def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     """Load a provider's services and links as its server does, hashes and all; how many links there are."""
-    store = run.stores_dir / provider
-    own = {name: load_stored_service(name, store) for name in plan.services if plan.placement[name] == provider}
-    plan.model_copy(update={"services": {name: plan.services[name] for name in own}}).check_services(own)
-    specs = {name: stored_spec(name, run.stores_dir / plan.placement[name]) for name in plan.services}
-    paths = hosted_paths(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()})
-    mine = [(planned, path, leg) for planned, path in paths for leg in walk(path, plan.placement) if leg.provider == provider]
-    legs = [leg for _, _, leg in mine]
-    services = own | {name: outline(spec, legs) for name, spec in specs.items() if name not in own}
-    found = {(planned.links_id, link) for planned, path, leg in mine for link in load_leg_links(leg, path, planned, services, store)}
+    services, store = services_known_to(provider, plan, run.stores_dir), run.stores_dir / provider
+    paths = [(planned, plan.inference_path(planned)) for planned in plan.paths]
+    found = {
+        (planned.links_id, link)
+        for planned, path in paths
+        for leg in walk(path, plan.placement)
+        if leg.provider == provider
+        for link in load_leg_links(leg, path, planned, services, store)
+    }
     return len(found)
 
 

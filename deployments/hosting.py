@@ -22,7 +22,7 @@ from code_ray.runner import Leg, LegRunner, leg_modules, walk
 from code_ray.service import Preprocessing, Service, ServiceSpec
 from deployments.config import ProviderOptions
 from deployments.routes import hosted_paths
-from deployments.stores import load_stored_service, outline
+from deployments.stores import load_own_services, outline
 from deployments.worker import Array, HostedLeg
 
 BATCH_SIZES = (16, 32, 64, 128)
@@ -49,7 +49,7 @@ class Hosting:
         self._device = device
         self._threads = options.threads
         self._sizes = (options.batch_size,) if options.batch_size else BATCH_SIZES
-        self._own = _load_own_services(name, plan, store_dir)
+        self._own = load_own_services(name, plan, store_dir)
         self.mode = options.execution_mode or _fastest_mode(next(iter(self._own.values())), device)
         self._pack_seconds_per_byte = _measure_packing()
 
@@ -67,7 +67,7 @@ class Hosting:
         paths = hosted_paths(plan, {service: len(spec.boundaries) - 1 for service, spec in self._specs.items()})
         mine = [leg for _, path in paths for leg in walk(path, plan.placement) if leg.provider == self._name]
         changed = {service for service, loaded in self._own.items() if loaded.content_hash != plan.services[service]}
-        own = _load_own_services(self._name, plan, run.stores_dir / self._name) if changed else self._own
+        own = load_own_services(self._name, plan, run.stores_dir / self._name) if changed else self._own
         services = own | {service: outline(spec, mine) for service, spec in self._specs.items() if service not in own}
         on_cpu = beside_traffic and self._device == "cpu"
         clock = time.thread_time if on_cpu else time.perf_counter
@@ -124,13 +124,6 @@ class Hosting:
         if images:
             return np.zeros((max(self._sizes), *shape), np.uint8)
         return to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
-
-
-def _load_own_services(name: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
-    own = {service: content for service, content in plan.services.items() if plan.placement[service] == name}
-    services = {service: load_stored_service(service, store_dir) for service in own}
-    plan.model_copy(update={"services": own}).check_services(services)
-    return services
 
 
 def to_wire(value: torch.Tensor) -> Array:

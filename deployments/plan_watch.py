@@ -45,15 +45,15 @@ def check_same_services(old: Plan, new: Plan) -> None:
     Raises:
         PlanError: where it is for another local service, or places services elsewhere. Hosts may have other versions.
     """
-
-    def described(plan: Plan) -> dict[str, object]:
-        version = plan.services[plan.local]
-        return {"local": plan.local, "version of it": version, "num_blocks": plan.num_blocks, "placement": plan.placement}
-
-    before, after = described(old), described(new)
-    for what in before:
-        if before[what] != after[what]:
-            raise PlanError(f"its {what} is {after[what]!r}, what runs has {before[what]!r}; such a plan needs a new deployment")
+    needed = {
+        "local": (old.local, new.local),
+        "version of it": (old.services[old.local], new.services[new.local]),
+        "num_blocks": (old.num_blocks, new.num_blocks),
+        "placement": (old.placement, new.placement),
+    }
+    for what, (before, after) in needed.items():
+        if before != after:
+            raise PlanError(f"its {what} is {after!r}, what runs has {before!r}; such a plan needs a new deployment")
 
 
 class PlanWatch:

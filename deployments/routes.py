@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from code_ray.errors import ConfigError
 from code_ray.path import InferencePath, Kind, original_path
@@ -75,6 +76,11 @@ class Route:
     threshold: float | None = None
     rerun: float = 0.0
     rerun_hops: tuple[Hop, ...] = ()
+
+    @cached_property
+    def providers(self) -> frozenset[str]:
+        """Everyone who is called, for reruns too."""
+        return frozenset(hop.provider for hop in (*self.hops, *self.rerun_hops))
 
     def is_hosted(self, reports: Mapping[str, ProviderReport]) -> bool:
         """Whether every leg is up."""

@@ -16,7 +16,7 @@ from code_ray.blocks import Boundary
 from code_ray.errors import PathError, PlanError
 from code_ray.path import original_path
 from code_ray.plan import Plan, read_plan
-from code_ray.runner import Leg
+from code_ray.runner import Leg, walk
 from code_ray.service import Service, ServiceSpec, read_spec
 from code_ray.zoo import description_file, get_service
 
@@ -74,6 +74,30 @@ def load_stored_service(name: str, store_dir: Path) -> Service:
     """
     folder = _folder_in_store(name, store_dir)
     return get_service(str(folder) if folder.exists() else name)
+
+
+def load_own_services(provider: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
+    """The services of a plan that are a provider's own, in the versions that the plan names.
+
+    Raises:
+        ServiceError, IntegrityError: for one that is not there, not whole, or another version.
+    """
+    own = {name: content for name, content in plan.services.items() if plan.placement[name] == provider}
+    services = {name: load_stored_service(name, store_dir) for name in own}
+    plan.model_copy(update={"services": own}).check_services(services)
+    return services
+
+
+def services_known_to(provider: str, plan: Plan, stores_dir: Path) -> dict[str, Service]:
+    """What a provider has of the services of a plan: its own whole, of others the outline that its legs need.
+
+    Raises:
+        ServiceError, IntegrityError: as ``load_own_services``.
+    """
+    own = load_own_services(provider, plan, stores_dir / provider)
+    legs = [leg for planned in plan.paths for leg in walk(plan.inference_path(planned), plan.placement) if leg.provider == provider]
+    others = [name for name in plan.services if name not in own]
+    return own | {name: outline(stored_spec(name, stores_dir / plan.placement[name]), legs) for name in others}
 
 
 def stored_spec(name: str, store_dir: Path) -> ServiceSpec:

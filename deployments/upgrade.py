@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,11 +20,11 @@ from code_ray.canaries import TOLERANCE
 from code_ray.errors import ArtifactError, PlanError, ServiceError
 from code_ray.links import Link, fit_link
 from code_ray.path import InferencePath, Segment
-from code_ray.plan import Plan, PlannedPath, load_leg_links, save_links
-from code_ray.runner import Leg, leg_modules, make_link, walk
+from code_ray.plan import Plan, load_leg_links, save_links
+from code_ray.runner import Leg, leg_modules, make_link
 from code_ray.service import Service
 from code_ray.zoo import get_service
-from deployments.stores import load_stored_service, open_plan, outline, stored_spec
+from deployments.stores import open_plan, services_known_to
 
 HELD_OUT = 5
 """One in so many of the kept samples is not fitted to, and says how well the links do."""
@@ -59,8 +59,8 @@ def upgrade(run_dir: Path, service: str, folder: Path, out: Path) -> list[Refit]
             f"the plan borrows from no service {service!r}; there are: {hosts or 'none'}; another local service takes a new search"
         )
     provider = plan.placement[service]
-    old = load_stored_service(service, run.stores_dir / provider)
-    plan.model_copy(update={"services": {service: plan.services[service]}}).check_services({service: old})
+    before = services_known_to(provider, plan, run.stores_dir)
+    old = before[service]
     found = get_service(str(folder))
     new = Service(found.spec.model_copy(update={"name": service}), found.blocks)
     if new.content_hash == old.content_hash:
@@ -69,35 +69,22 @@ def upgrade(run_dir: Path, service: str, folder: Path, out: Path) -> list[Refit]
         raise ServiceError(f"{folder}: the blocks of this version meet at other shapes than those of {service!r} so far; search again")
     if out.exists():
         raise ArtifactError(f"{out} is there already; give a new folder")
-    changed = [_refit(run, plan, planned, old, new) for planned in {planned.links_id: planned for planned in plan.paths}.values()]
-    links = {planned.links_id: fitted for planned, fitted, _ in changed if fitted}
-    refits = [refit for _, _, found_here in changed for refit in found_here]
+    after = before | {service: new}
+    links: dict[str, dict[str, Link]] = {}
+    refits: list[Refit] = []
+    for planned in {planned.links_id: planned for planned in plan.paths}.values():
+        path, store = plan.inference_path(planned).plain, run.stores_dir / provider
+        for index, leg in calibrated_legs(path, plan):
+            if leg.provider == provider and any(isinstance(step, Segment) and step.service == service for step in leg.steps):
+                kept = load_leg_links(leg, path, planned, before, store)
+                inputs = load_calibration(calibration_file(store, planned, index))
+                link, refit = _fit_again(leg, path, before, after, kept, inputs)
+                links.setdefault(planned.links_id, {}).update(kept | {leg.slots[-1].key: link})
+                refits.append(refit)
     if worst := [refit for refit in refits if not refit.after <= TOLERANCE]:
         raise PlanError(f"this version is too far from the one before; search again ({'; '.join(map(str, worst))})")
     _write(run, plan, new, links, out)
     return refits
-
-
-def _refit(
-    run: RunDirectory, plan: Plan, planned: PlannedPath, old: Service, new: Service
-) -> tuple[PlannedPath, dict[str, Link], list[Refit]]:
-    """All links of the provider on a path, those that had to be fitted again changed."""
-    provider, store = plan.placement[old.name], run.stores_dir / plan.placement[old.name]
-    path = plan.inference_path(planned).plain
-    fitted: dict[str, Link] = {}
-    refits: list[Refit] = []
-    for index, leg in calibrated_legs(path, plan):
-        if leg.provider != provider:
-            continue
-        services = _services_on(run, plan, path, provider) | {old.name: old}
-        links = load_leg_links(leg, path, planned, services, store)
-        if _runs(leg, old.name):
-            inputs = load_calibration(calibration_file(store, planned, index))
-            link, refit = _fit_again(leg, path, services, services | {old.name: new}, links, inputs)
-            links |= {leg.slots[-1].key: link}
-            refits.append(replace(refit, path=str(path)))
-        fitted |= links
-    return planned, fitted if refits else {}, refits
 
 
 def _fit_again(
@@ -108,6 +95,7 @@ def _fit_again(
     links: Mapping[str, Link],
     inputs: Tensor,
 ) -> tuple[Link, Refit]:
+    """The link by which a leg hands on, fitted to what the leg made of ``inputs`` with the services and links of ``before``."""
     slot = leg.steps[-1]
     if isinstance(slot, Segment):
         raise PlanError(f"path {path} goes on from {leg.provider!r} by a link that is not there; search again with this version")
@@ -119,27 +107,11 @@ def _fit_again(
         made = nn.Sequential(*leg_modules(Leg(leg.provider, leg.steps[:-1]), after, links))
         fit_link(link, made(inputs[fitting]), wanted(inputs[fitting]))
         target, features = wanted(kept), made(kept)
-        return link, Refit("", _difference(links[slot.key](features), target), _difference(link(features), target))
+        return link, Refit(str(path), _difference(links[slot.key](features), target), _difference(link(features), target))
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
-
-
-def _runs(leg: Leg, service: str) -> bool:
-    return any(isinstance(step, Segment) and step.service == service for step in leg.steps)
-
-
-def _services_on(run: RunDirectory, plan: Plan, path: InferencePath, provider: str) -> dict[str, Service]:
-    """The services of a path: the provider's own with blocks, outlines of others."""
-    names = dict.fromkeys((path.local, *path.hosts))
-    legs = [leg for leg in walk(path, plan.placement) if leg.provider == provider]
-    return {
-        name: load_stored_service(name, run.stores_dir / provider)
-        if plan.placement[name] == provider
-        else outline(stored_spec(name, run.stores_dir / plan.placement[name]), legs)
-        for name in names
-    }
 
 
 def _write(run: RunDirectory, plan: Plan, new: Service, links: Mapping[str, Mapping[str, Link]], out: Path) -> None:

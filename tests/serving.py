@@ -133,6 +133,13 @@ def write_plan(root: Path, plan: Plan) -> None:
     (root / "plan.json").write_text(plan.model_dump_json())
 
 
+def turn(link: Path, target: Path) -> None:
+    """As an operator does: ln -s, then mv -T, so that there is a plan at every moment."""
+    staging = link.with_name("next")
+    staging.symlink_to(target)
+    staging.rename(link)
+
+
 @contextmanager
 def running_serve(num_cpus: int = 4, num_gpus: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """A Ray and a Serve of this process's own, without an application, on a free port; yields the URL."""

@@ -23,6 +23,7 @@ from serving import (
     make_run,
     relative_difference,
     running_serve,
+    turn,
     with_canaries,
     write_plan,
 )
@@ -56,7 +57,7 @@ def runs(served_run: Run, digits: DataSet, tmp_path_factory: pytest.TempPathFact
 def current(runs: tuple[Run, Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The symbolic link that is deployed."""
     link: Path = tmp_path_factory.mktemp("deployed") / "current"
-    link.symlink_to(runs[0].root)
+    turn(link, runs[0].root)
     return link
 
 
@@ -65,13 +66,6 @@ def url(current: Path) -> Iterator[str]:
     with running_serve() as base:
         serve.run(build_app(AppOptions(run_dir=current, providers={"alpha": FIXED, "beta": FIXED}, router=PATIENT)))
         yield base
-
-
-def turn(link: Path, target: Path) -> None:
-    """As an operator does: ln -s, then mv -T, so that there is a plan at every moment."""
-    staging = link.with_name("next")
-    staging.symlink_to(target)
-    staging.rename(link)
 
 
 def seen(url: str, calls: int = 8) -> set[tuple[str, str | None]]:

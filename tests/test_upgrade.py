@@ -21,6 +21,7 @@ from serving import (
     eventually,
     relative_difference,
     running_serve,
+    turn,
     with_canaries,
     write_plan,
 )
@@ -85,7 +86,7 @@ def answers_of(root: Path, run: Run, host: Service) -> Run:
 @pytest.fixture(scope="module")
 def current(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     link: Path = tmp_path_factory.mktemp("deployed") / "current"
-    link.symlink_to(run.root)
+    turn(link, run.root)
     return link
 
 
@@ -113,8 +114,7 @@ def test_a_host_upgrades_under_load_and_nothing_is_lost(url: str, current: Path,
     new = answers_of(out, run, Service(host.spec.model_copy(update={"name": HOST}), host.blocks))
     with Load(url, LOCAL, images) as load, Load(url, HOST, images) as own:
         eventually(lambda: len(load.answers) > 5 and len(own.answers) > 5, "nothing is answered")
-        (current.with_name("next")).symlink_to(out)
-        current.with_name("next").rename(current)
+        turn(current, out)
         eventually(lambda: plan_in_force(url) == new.plan.id, "the plan is not in force")
         before = len(load.answers)
         eventually(lambda: len(load.answers) > before + 5, "nothing is answered any more")
