@@ -68,8 +68,8 @@ def url(current: Path) -> Iterator[str]:
         yield base
 
 
-def seen(url: str, calls: int = 8) -> set[tuple[str, str | None]]:
-    """Plan in force and refused, as the router replicas tell."""
+def seen(url: str, calls: int = 24) -> set[tuple[str, str | None]]:
+    """Plan in force and refused, as the router replicas tell; asked so often that none of the two is left out."""
     found = set()
     for _ in range(calls):
         with Client(url, timeout_s=60) as client:  # another connection, so that both are asked
