@@ -10,7 +10,7 @@ CHECKED := $(foreach dir,code_ray search deployments examples benchmarks tests,$
 apt-install = command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && \
 	{ apt-get install -y -qq $(1) > /dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq $(1) > /dev/null; }; }
 
-.PHONY: help venv data demo test test-cluster check bench soak zoo clean
+.PHONY: help venv data demo test test-cluster check bench experiments soak zoo clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -54,8 +54,11 @@ test-cluster: venv ## three hosts made of namespaces: ray up, serving, a search,
 	$(BIN)/pytest -x -s tests/cluster/three_hosts.py
 
 bench: venv data ## every benchmark
-	@set -e; for file in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for file in $(filter-out %/__init__.py %/jobs.py,$(wildcard benchmarks/*.py)); do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name --out runs/bench; done
+
+experiments: venv data ## the paper's four experiments with their controls, and docs/experiments.md; again, it goes on
+	$(BIN)/python -m benchmarks.experiments
 
 soak: venv data ## half an hour of faults, malformed requests and mixed load: nothing is lost, nothing grows
 	$(BIN)/python -m benchmarks.serving.malformed

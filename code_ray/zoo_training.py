@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from code_ray.data import Split, load_data
+from code_ray.data import DataSet, Split, load_data
 from code_ray.service import Preprocessing, Service, build_service
 from code_ray.zoo import BUILDERS, WEIGHTS_DIR
 
@@ -51,9 +51,12 @@ RECIPES = {
 
 def train_service(name: str, say: Callable[[str], None] = print) -> Service:
     """Train the zoo service called ``name`` by its recipe; shows a line an epoch."""
-    recipe = RECIPES[name]
+    return train_by(name, RECIPES[name], load_data(RECIPES[name].data), say)
+
+
+def train_by(name: str, recipe: PretrainingRecipe, data: DataSet, say: Callable[[str], None] = print) -> Service:
+    """Train a service by ``recipe`` on ``data``, whose images are 28x28 and grey; shows a line an epoch."""
     torch.manual_seed(recipe.seed)
-    data = load_data(recipe.data)
     preprocessing = Preprocessing(image_shape=(28, 28), channels=1, size=(28, 28), mean=(recipe.mean,), std=(recipe.std,))
     args = {"num_classes": len(data.labels), **recipe.builder_args}
     blocks = BUILDERS[recipe.builder](**args)

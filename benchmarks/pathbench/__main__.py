@@ -6,7 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks.pathbench.build import Workers, build
+from benchmarks.jobs import Workers
+from benchmarks.pathbench.build import build
 from benchmarks.pathbench.pairs import PAIRS
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import lru_cache
 from typing import Any
 
 import torch
-from ray import tune
 
+from benchmarks.jobs import Job, JobTrial, Record
 from benchmarks.pathbench.pairs import PAIRS, Pair, beginning
-from benchmarks.pathbench.rows import Job
-from benchmarks.pathbench.tables import Record
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.data import load_data
 from code_ray.path import InferencePath, original_path, parse_path
@@ -119,24 +116,8 @@ def _worker(pair: str, profile: str, device: str) -> RowWorker:
     return RowWorker(PAIRS[pair], Profile.model_validate_json(profile), device)
 
 
-class RowTrial(tune.Trainable):
-    """One job a trial; actors are reused."""
+class RowTrial(JobTrial):
+    """A job of a table."""
 
-    def setup(self, config: Job, settings: dict[str, str] | None = None) -> None:
-        assert settings is not None
-        self._settings = settings
-        self._job = config
-
-    def reset_config(self, new_config: Job) -> bool:
-        self._job = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        records = _worker(**self._settings).run(self._job)
-        return {"done_": 1, "records": json.dumps(records), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing to keep."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to restore."""
+    def measure(self, settings: dict[str, Any], job: Job) -> list[Record]:
+        return _worker(**settings).run(job)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from benchmarks.jobs import Record
 from benchmarks.pathbench.pairs import PAIRS, Pair
-from benchmarks.pathbench.tables import Record, read_tables
+from benchmarks.pathbench.tables import read_tables
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath, original_path, parse_path
 from code_ray.profiling import Profile

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from benchmarks.jobs import Job, Record
 from benchmarks.pathbench.pairs import Pair, beginning
-from benchmarks.pathbench.tables import Record
 from code_ray.controls import control_paths
 from code_ray.journal import Journal
 from code_ray.path import InferencePath
@@ -14,8 +13,6 @@ from code_ray.path import InferencePath
 LEARNING_RATE_SCALES = (0.25, 0.5, 1.0)
 TUNING_PATHS = 4
 SEEDS = (0, 1, 2)
-
-Job = dict[str, Any]
 
 
 def randomised(path: InferencePath) -> InferencePath:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from benchmarks.jobs import Record
 from code_ray.controls import with_trained_hosts
 from code_ray.path import parse_path
 from code_ray.profiling import Profile
@@ -16,8 +16,6 @@ from code_ray.throughput import host_efficiency
 
 KINDS = ("original", "score", "training")
 DERIVED = ("kind", "vector", "tau_local_ms", "tau_host_ms", "host_efficiency")
-
-Record = dict[str, Any]
 
 
 def write_tables(records: Iterable[Record], profile: Profile, services: dict[str, Service], local: str, folder: Path) -> None:
