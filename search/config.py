@@ -20,6 +20,8 @@ from code_ray.zoo import description_file
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
 
+SPLIT = "('trust: split', which is so unless said otherwise where 'providers' names several owners)"
+
 
 class HostConfig(BaseModel):
     """A service that lends blocks: the share of its server on offer."""
@@ -96,6 +98,18 @@ class SearchConfig(BaseModel):
     gpus_per_trial: float = Field(0.0, ge=0)
     seed: int = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_owners_apart(cls, content: Any) -> Any:
+        """Whoever says in ``providers`` that services have several owners leaves weights with them, unless ``trust`` says otherwise."""
+        if not isinstance(content, dict) or "trust" in content:
+            return content
+        providers, hosts, local = content.get("providers"), content.get("hosts"), content.get("local")
+        if not (isinstance(providers, dict) and providers and isinstance(hosts, dict) and isinstance(local, str)):
+            return content
+        owner, *others = (providers.get(name, Path(str(name)).name) for name in (local, *hosts))
+        return content if all(other == owner for other in others) else {**content, "trust": "split"}
+
     @model_validator(mode="after")
     def _check(self) -> SearchConfig:
         if self.local in self.hosts:
@@ -127,12 +141,12 @@ class SearchConfig(BaseModel):
         if self.apart and self.hosts_per_path > 1:
             raise ValueError(
                 f"'hosts_per_path' is {self.hosts_per_path}: what goes from host to host cannot be costed where hosts keep their shapes to "
-                "themselves ('trust: split'); set hosts_per_path 1, or trust: shared"
+                f"themselves {SPLIT}; set hosts_per_path 1, or trust: shared"
             )
         if self.apart and not self.recipe.fit_entry and not self.recipe.joint_steps:
             raise ValueError(
-                "'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps, or "
-                "recipe.fit_entry: true where hosts may see calibration images"
+                f"links into hosts start at random where these keep their weights {SPLIT}, and with recipe.joint_steps 0 they stay so; set "
+                "joint_steps, or recipe.fit_entry: true where hosts may see calibration images, or trust: shared"
             )
         return self
 

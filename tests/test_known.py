@@ -120,7 +120,11 @@ def test_confirmed_and_longer_trainings_of_paths_outside_the_new_space_are_left_
     [
         ("first", {"recipe": {**BASE["recipe"], "steps": 5}}, "was measured with other settings of recipe"),
         ("first", {"seed": 7}, "was measured with other settings of seed"),
-        ("first", {"providers": {"alexnet-fashion": "elsewhere"}}, "keeps links of 'alexnet-fashion' under another provider"),
+        (
+            "first",
+            {"providers": {"alexnet-fashion": "elsewhere"}, "trust": "shared"},
+            "keeps links of 'alexnet-fashion' under another provider",
+        ),
         ("nothing", {}, "is not a run directory with a plan.json"),
     ],
 )

@@ -105,7 +105,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown trust": ({"trust": "none"}, r"ConfigError: .*trust: Input should be 'split' or 'shared' \(given: 'none'\)"),
     "links into hosts that nothing would train": (
         {"hosts": {"fashion-cnn": {}}, "trust": "split"},
-        r"ConfigError: .*'trust: split' starts links into hosts at random, and with recipe.joint_steps 0 they stay so; set joint_steps",
+        r"ConfigError: .*links into hosts start at random .*'trust: split'.*, and with recipe.joint_steps 0 they stay so; set joint_steps",
     ),
     "paths from host to host where hosts tell no shapes": (
         {"hosts": {"fashion-cnn": {}, "alexnet-fashion": {}}, "trust": "split", "hosts_per_path": 2, "recipe": {"joint_steps": 1}},
@@ -210,9 +210,24 @@ def test_a_command_without_out_says_what_it_needs(capsys: pytest.CaptureFixture[
 
 def test_a_service_is_its_own_provider_unless_the_configuration_names_one(tmp_path: Path) -> None:
     config = tmp_path / "search.yaml"
-    settings = {"local": "services/mine", "data": "digits", "hosts": {"/srv/theirs": {}, "efficientnet-lite0": {}}}
+    settings = {"local": "services/mine", "data": "digits", "hosts": {"/srv/theirs": {}, "efficientnet-lite0": {}}, "trust": "shared"}
     config.write_text(yaml.safe_dump({**settings, "providers": {"efficientnet-lite0": "sp2"}}))
     assert read_config(config).placement == {"services/mine": "mine", "/srv/theirs": "theirs", "efficientnet-lite0": "sp2"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "trust"),
+    [
+        ({"providers": {"alexnet-digits": "us", "fashion-cnn": "them"}}, "split"),
+        ({"providers": {"alexnet-digits": "us"}}, "split"),
+        ({"providers": {"alexnet-digits": "us", "fashion-cnn": "us"}}, "shared"),
+        ({}, "shared"),
+        ({"providers": {"fashion-cnn": "them"}, "trust": "shared"}, "shared"),
+    ],
+)
+def test_weights_stay_with_their_owners_where_the_configuration_names_several(tmp_path: Path, settings: dict[str, Any], trust: str) -> None:
+    config = write_config(tmp_path, LONELY, hosts={"fashion-cnn": {}}, recipe={"steps": 2, "joint_steps": 1}, **settings)
+    assert read_config(config).trust == trust
 
 
 def test_two_folders_of_one_name_are_not_taken_for_one_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
