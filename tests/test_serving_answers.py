@@ -15,6 +15,7 @@ from code_ray.blocks import ExecutionMode
 from code_ray.client import AsyncClient, Client, Prediction
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
+from code_ray.policy import ORIGINAL
 from code_ray.runner import LegRunner
 from code_ray.wire import HEADER_LENGTH, decode_response, encode_request
 from deployments import build_app
@@ -22,12 +23,14 @@ from deployments.config import AppOptions, RouterOptions
 
 # Longer than a deadline on a busy machine: what is shown here are answers, not times.
 PATIENT = RouterOptions(path_deadline_s=60, request_deadline_s=120, max_request_bytes=4 << 20, steering="plan")
+# There guests would be sent away, to the original path.
+PATIENT_HOST = FIXED.model_copy(update={"guest_wait_s": 60.0})
 
 
 @pytest.fixture(scope="module")
 def url(served_run: Run) -> Iterator[str]:
     with running_serve() as base:
-        serve.run(build_app(AppOptions(run_dir=served_run.root, providers={"alpha": FIXED, "beta": FIXED}, router=PATIENT)))
+        serve.run(build_app(AppOptions(run_dir=served_run.root, providers={"alpha": FIXED, "beta": PATIENT_HOST}, router=PATIENT)))
         yield base
 
 
@@ -81,6 +84,7 @@ def test_small_requests_go_together_and_each_gets_its_own_answer(url: str, serve
     host = served_run.services[HOST]
     logits[HOST] = LegRunner(list(host.blocks), ExecutionMode())(host.preprocess(digits.test.images[:70])).numpy()
     for (name, part), answer in zip(asked, answers, strict=True):
+        assert answer.path == (ORIGINAL if name == HOST else served_run.id_of(name))
         assert relative_difference(answer.logits, logits[name][part]) <= 1e-4
     eventually(lambda: "batch_images_sum" in exported(), "no batches are exported")
     found = {end: sum(value for _, value in exported()[f"batch_images_{end}"]) for end in ("sum", "count")}
