@@ -41,7 +41,7 @@ check: venv ## lint, types, layers, file sizes
 	@find $(CHECKED) -name '*.py' -exec awk 'FNR == 301 { print FILENAME ": more than 300 lines; split it by idea"; bad = 1 } END { exit bad }' {} +
 
 test: venv data check ## check, then every test
-	$(BIN)/pytest
+	PYTHONFAULTHANDLER=1 $(BIN)/pytest
 
 # Debian starts an sshd that it installs, now and after every boot, unless it is told not to; the test starts its own.
 test-cluster: venv ## three hosts made of namespaces: ray up, serving, a search, a host lost, ray down (root; skipped without)
