@@ -188,7 +188,7 @@ def test_a_search_over_services_that_are_on_their_own_hosts_alone_trains_on_both
     say(f"searched: {time.monotonic() - begun:.0f} s; seen at work: {sorted(seen)}")
     assert "the plan serves" in printed
     assert "Traceback" not in printed
-    assert seen == {("head", "Trial"), ("lender", "Party")}
+    assert seen == {("head", "trial"), ("lender", "party")}
     plan = read_plan(run / "plan.json")
     assert plan.services == {service.name: service.content_hash for service in services.values()}
     assert any(plan.inference_path(planned).hosts for planned in plan.paths), "no path of the plan borrows"

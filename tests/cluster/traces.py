@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from furnish import ADDRESSES, PROVIDERS
 from hosts import Room
 from weight_scan import Weights, keep_copies
 
+KINDS = {"trial": "ray::.*(PathTrial|Trainable)", "party": "ray::PartyActor"}
+"""How processes are called that train for a search: what Tune makes of a trial's class, and the actors that hold a host's blocks."""
 HEAD, LENDER = (f"10.99.0.{ADDRESSES[name]}" for name in ("head", "lender"))
 
 
@@ -34,7 +37,7 @@ def watched(room: Room, run: Path) -> Iterator[set[tuple[str, str]]]:
         while not over.wait(1):
             for name in PROVIDERS:
                 lines = processes(room, name)
-                seen.update((name, kind) for kind in ("Trial", "Party") if any("ray::" in line and kind in line for line in lines))
+                seen.update((name, kind) for kind, called in KINDS.items() if any(re.search(called, line) for line in lines))
 
     watching = [threading.Thread(target=look), threading.Thread(target=keep_copies, args=(run, room.files / "kept", over))]
     for thread in watching:
