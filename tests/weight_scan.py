@@ -24,7 +24,8 @@ from code_ray.service import Service
 
 Bytes = npt.NDArray[np.uint8]
 
-RUN = 64
+RUN = 32
+"""Short enough for the larger part of 64 bytes that Ray leaves before and behind an array as they were in memory."""
 WINDOW = 16
 STRIDE = RUN - WINDOW
 """A window of what is searched at every so many bytes is compared with all windows of the weights: each run of ``RUN`` bytes has one."""
