@@ -231,6 +231,10 @@ class Room:
         """Pull a host's cable."""
         self._switch("ip", "link", "set", f"port-{name}", "down")
 
+    def mend(self, name: str) -> None:
+        """Put a host's cable back in."""
+        self._switch("ip", "link", "set", f"port-{name}", "up")
+
     def kill(self, name: str) -> None:
         """End every process of a host at once."""
         boot = self.hosts.pop(name).boot

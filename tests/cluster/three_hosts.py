@@ -243,6 +243,22 @@ def test_the_plan_that_was_found_can_be_served_by_hosts_with_their_own_stores(ro
     assert said.endswith("nothing is in the way\n"), said
 
 
+def test_a_host_whose_link_was_cut_for_a_while_costs_no_request_and_is_used_again(room: Room, key: str) -> None:
+    asking = Asking(room, key, 200)
+    eventually("the lender is in use", 20, lambda: borrowed(asking.since(0)) > 20)
+    room.cut("lender")
+    say("the lender's link is cut")
+    time.sleep(20)
+    room.mend("lender")
+    mended = time.time()
+    say("the lender's link is whole again")
+    # Serve may have missed three health checks and then makes another replica.
+    eventually("the lender is in use again", 150, lambda: borrowed(asking.since(mended)) > 20)
+    answers = asking.stop()
+    say(f"with a link cut for 20 s: {summary(answers)}")
+    assert failures(answers) == []
+
+
 def test_a_host_whose_link_is_cut_and_whose_processes_die_costs_no_request_and_the_original_answers(
     room: Room, key: str, right_labels: list[str]
 ) -> None:
