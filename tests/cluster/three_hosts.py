@@ -1,4 +1,4 @@
-"""A cluster of three hosts as an operator makes it: ``ray up``, a deployment, a search, a host that is lost, ``ray down``.
+"""A cluster of three hosts as an operator makes it: ``ray up``, a deployment, a search, hosts cut off and lost, ``ray down``.
 
 ``make test-cluster`` runs this; plain ``pytest`` does not collect it. The tests stand in the order of events and share one cluster:
 they run with ``-x`` as one. The hosts are namespaces on this machine (hosts.py). What differs from three real ones: the two cores are
