@@ -1,16 +1,18 @@
 """Hosts as parties of their own: each worker asks a Ray actor on the host's nodes, which holds its blocks and links (DESIGN 3.3).
 
-What crosses is what ``code_ray.party`` declares: text, numbers and numpy arrays, carried by Ray.
+What crosses is what ``code_ray.party`` declares: text, numbers and numpy arrays, carried by Ray; arrays as bytes (``_packed``).
 """
 
 from __future__ import annotations
 
+import io
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
+import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
@@ -81,7 +83,7 @@ class PartyActor:
         self._parts.pop(key, None)
 
     def ask_part(self, key: str, method: str, *arguments: Any) -> Any:
-        return getattr(self._parts[key], method)(*arguments)
+        return _packed(getattr(self._parts[key], method)(*map(_unpacked, arguments)))
 
     def boundary(self, service: str, position: int) -> tuple[tuple[int, ...], bool]:
         found = self._party.boundary(service, position)
@@ -96,8 +98,8 @@ class PartyActor:
     def verify(self, services: list[str]) -> None:
         self._party.verify(services)
 
-    def make_random(self, host: str, seed: int, images: UInt8Array | None) -> None:
-        self._party.make_random(host, seed, images)
+    def make_random(self, host: str, seed: int, images: bytes | None) -> None:
+        self._party.make_random(host, seed, _unpacked(images))
 
 
 class RemoteParty:
@@ -141,7 +143,7 @@ class RemoteParty:
             CodeRayError: what the party raised, or ServiceError where it is lost.
         """
         try:
-            return ray.get(getattr(self.actor, method).remote(*arguments))
+            return _unpacked(ray.get(getattr(self.actor, method).remote(*map(_packed, arguments))))
         except RayTaskError as error:
             if isinstance(error.cause, CodeRayError):
                 raise error.cause from None
@@ -165,3 +167,20 @@ class _RemotePart:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return partial(self._party.ask, "ask_part", self._key, method)
+
+
+def _packed(value: Any) -> Any:
+    """An array as the bytes of an ``.npy`` file, anything else as it is.
+
+    Ray sends bytes alone. Round an array of less than 100 kB it sends up to 64 bytes more, to align it, as they were in the memory of
+    the process that sends (2.60): weights were among them.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    file = io.BytesIO()
+    np.save(file, value, allow_pickle=False)
+    return file.getvalue()
+
+
+def _unpacked(value: Any) -> Any:
+    return np.load(io.BytesIO(value), allow_pickle=False) if isinstance(value, bytes) else value

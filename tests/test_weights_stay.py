@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 from ray.cluster_utils import Cluster
 from test_search import command, evaluations, write_config
 from trained import CROSS, PATHS, PLACEMENT, make_service, make_small_services, tiny_trainer, train_path
-from weight_scan import RUN, Weights
+from weight_scan import RUN, Weights, keep_copies
 
 from code_ray.blocks import ExecutionMode
 from code_ray.cost_table import cost_table
@@ -156,17 +154,6 @@ def search(providers: Providers, config: Path, out: Path) -> "subprocess.Complet
     return subprocess.run(
         command(config, out), env=providers.environment, cwd=config.parent, capture_output=True, text=True, check=False, timeout=200
     )
-
-
-def keep_copies(out: Path, kept: Path, over: threading.Event) -> None:
-    """Copy what Tune writes beside a run as it appears: it is removed when the search has ended."""
-    while not over.wait(0.3):
-        with suppress(FileNotFoundError):  # removed meanwhile: the rest comes with the next round
-            for file in out.glob("code_ray-tune-*/**/*"):
-                if file.is_file():
-                    target = kept / file.relative_to(out)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(file, target)
 
 
 def test_a_search_over_services_that_are_on_their_own_nodes_alone_leaves_no_weights_anywhere(providers: Providers, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from code_ray.service import Service
 
 Bytes = npt.NDArray[np.uint8]
 
-RUN = 64
+RUN = 32
+"""Short enough for the larger part of 64 bytes that Ray leaves before and behind an array as they were in memory."""
 WINDOW = 16
 STRIDE = RUN - WINDOW
 """A window of what is searched at every so many bytes is compared with all windows of the weights: each run of ``RUN`` bytes has one."""
@@ -81,13 +85,14 @@ class Weights:
         """Runs of weights in files below folders, by file, and how many bytes were looked at."""
         found, looked = dict[str, Found](), 0
         for file in (file for folder in folders for file in folder.rglob("*")):
-            if file.is_file() and not file.is_symlink() and (size := file.stat().st_size):
-                looked += size
-                with file.open("rb") as stream, mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as content:
-                    data = np.frombuffer(content, np.uint8)
-                    if (run := self.find(data)) is not None:
-                        found[str(file)] = run
-                    del data  # the map cannot be closed under it
+            with suppress(FileNotFoundError):  # it went while this looked
+                if file.is_file() and not file.is_symlink() and (size := file.stat().st_size):
+                    looked += size
+                    with file.open("rb") as stream, mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as content:
+                        data = np.frombuffer(content, np.uint8)
+                        if (run := self.find(data)) is not None:
+                            found[str(file)] = run
+                        del data  # the map cannot be closed under it
         return found, looked
 
     def find_in_stores(self, raylets: list[int]) -> tuple[dict[str, Found], int]:
@@ -104,7 +109,8 @@ class Weights:
 def object_store(raylet: int) -> Iterator[Bytes]:
     """What an object store holds, in parts: the files in shared memory that a raylet keeps open, less what was never written."""
     for link in Path(f"/proc/{raylet}/fd").iterdir():
-        if not os.readlink(link).startswith("/dev/shm/"):
+        # Of a process in another mount namespace the path begins elsewhere.
+        if "/dev/shm/" not in os.readlink(link):
             continue
         with link.open("rb") as stream:
             size, end = os.fstat(stream.fileno()).st_size, 0
@@ -115,6 +121,17 @@ def object_store(raylet: int) -> Iterator[Bytes]:
                     break  # nothing but holes is left
                 end = os.lseek(stream.fileno(), start, os.SEEK_HOLE)
                 yield np.frombuffer(os.pread(stream.fileno(), end - start, start), np.uint8)
+
+
+def keep_copies(out: Path, kept: Path, over: threading.Event) -> None:
+    """Copy what Tune writes beside a run as it appears: it is removed when the search has ended."""
+    while not over.wait(0.3):
+        with suppress(FileNotFoundError):  # removed meanwhile: the rest comes with the next round
+            for file in out.glob("code_ray-tune-*/**/*"):
+                if file.is_file():
+                    target = kept / file.relative_to(out)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, target)
 
 
 def _forms(tensor: torch.Tensor) -> Iterator[tuple[str, bytes]]:

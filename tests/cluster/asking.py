@@ -50,6 +50,12 @@ class Asking:
         assert self._process.returncode == 0
         return self.answers
 
+    def stop(self) -> list[Answer]:
+        """All answers until now; nothing more is asked."""
+        self._process.terminate()
+        self._thread.join(30)
+        return self.answers
+
     def since(self, moment: float) -> list[Answer]:
         """Answers to requests that began after ``moment``, in seconds since 1970."""
         return [answer for answer in list(self.answers) if answer.begun > moment]

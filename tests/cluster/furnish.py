@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import yaml
 from hosts import Room
+from trained import make_service
 
+from code_ray.data import load_data
 from code_ray.plan import read_plan
+from code_ray.service import Service
 
 ROOT = Path(__file__).parent.parent.parent
 PLAN = ROOT / "deployments/default_plan"
@@ -25,19 +29,26 @@ WEIGHTS = {
     LENDER: r"\( -path '*/efficientnet-lite0/weights.safetensors' -o -name 'efficientnet-lite0-*.pth' \)",
 }
 """How ``find`` knows the files that hold a provider's weights."""
-SEARCH = """
-local: alexnet-digits
+OWN = {"head": "tiny", "lender": "host"}
+"""A small service of each host's own, for the search."""
+SERVICES = "root/.local/share/code_ray/services"
+SEARCH = f"""
+local: tiny
 data: digits
-hosts: {alexnet-fashion: {kappa: 1.0}}
-vectors: [[1, 1, 2, 5], [1, 2, 3, 5], [2, 4, 4, 5], [2, 3, 3, 4], [2], [3], [1, 4], [2, 5]]
-loss_points: 5.0
-screen: 4
-stopping: {max_trainings: 3, c_stop: 3, epsilon: 0.02}
-confirm: 1
-concurrency: 3
-recipe: {samples: 300, fit_samples: 200, steps: 20, joint_steps: 2}
+hosts: {{host: {{kappa: 1.0}}}}
+providers: {{tiny: {LOCAL}, host: {LENDER}}}
+trust: split
+vectors: [[1, 1, 2, 5], [1, 2, 3, 5], [0, 1, 2, 5], [1, 4]]
+kinds: [cross, skip]
+loss_points: 30.0
+screen: 2
+stopping: {{max_trainings: 2, c_stop: 2}}
+rivals: 1
+confirm: 0
+distilled_epochs: 0
+concurrency: 1
+recipe: {{samples: 200, fit_samples: 100, steps: 10, joint_steps: 10}}
 """
-"""A search loads all of its services in every worker, so it is one over services that everybody may have."""
 
 
 def furnish(room: Room) -> None:
@@ -45,7 +56,8 @@ def furnish(room: Room) -> None:
     shared = room.files / "shared"
     _build_wheel(shared / "operator/dist")
     shutil.copytree(PLAN, shared / "plan")
-    shutil.copy(Path(__file__).with_name("ask.py"), shared / "operator")
+    for program in ("ask.py", "plant.py"):
+        shutil.copy(Path(__file__).with_name(program), shared / "operator")
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     config["provider"] |= {"head_ip": "10.99.0.10", "worker_ips": ["10.99.0.11", "10.99.0.12"]}
     (shared / "operator/cluster.yaml").write_text(yaml.safe_dump(config, sort_keys=False, width=1000))
@@ -70,6 +82,17 @@ def furnish(room: Room) -> None:
     room.run("operator", f"umask 077; RAY_USAGE_STATS_ENABLED=0 {VENV}/ray get-auth-token --generate > ~/.code_ray/secrets/auth_token")
     room.run("operator", f"{VENV}/pip install -q --force-reinstall --no-deps ~/operator/dist/*.whl")
     room.say("three hosts and the operator's machine are up")
+
+
+def give_own_services(room: Room) -> dict[str, Service]:
+    """Make services with weights that nobody has seen before, and put each on its own host alone; by the names of the hosts."""
+    digits, seed = load_data("digits"), int.from_bytes(os.urandom(4), "little")
+    services = {host: make_service(name, digits, seed + number) for number, (host, name) in enumerate(OWN.items())}
+    for host, service in services.items():
+        folder = room.root(host) / SERVICES
+        folder.mkdir(parents=True, exist_ok=True)
+        service.save(folder / service.name)
+    return services
 
 
 def _build_wheel(folder: Path) -> None:

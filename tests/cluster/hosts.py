@@ -141,7 +141,10 @@ class Room:
             _, stderr = self._keeper.communicate()
             raise RoomError(f"namespaces with a bridge and an overlay cannot be made here: {stderr.decode().strip()}")
         (inner,) = _children(self._keeper.pid)
-        self._enter = ["nsenter", "--target", str(inner), "--net", "--mount", "--pid"]
+        self.network = ["nsenter", "--target", str(inner), "--net"]
+        """What a command begins with that is to run beside the switch."""
+        self._enter = [*self.network, "--mount", "--pid"]
+        self._disks = Path(f"/proc/{inner}/root{self._state}")
 
     def add(self, name: str, number: int) -> Host:
         """Connect a host with an address that ends in ``number`` and start it, up to its sshd."""
@@ -176,7 +179,7 @@ class Room:
             "ConnectTimeout": "5",
         }
         told = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-        return [*self._enter[:4], "ssh", "-n", "-i", str(self.files / "key"), *told, f"root@{self.hosts[name].address}", command]
+        return [*self.network, "ssh", "-n", "-i", str(self.files / "key"), *told, f"root@{self.hosts[name].address}", command]
 
     def run(self, name: str, command: str, *, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a shell command on a host.
@@ -210,9 +213,27 @@ class Room:
             raise RuntimeError(f"on {name}: {command}\nended with {process.returncode} (at most {timeout:g} s)")
         return "".join(lines)
 
+    def processes(self, name: str) -> list[int]:
+        """The first process of a host and those that it started or that were left to it, by the numbers that they have here."""
+        (inner,) = _children(self.hosts[name].boot.pid)
+        (sshd,) = _children(inner)
+        return [sshd, *_children(sshd)]
+
+    def root(self, name: str) -> Path:
+        """A host's files, as they are found from here."""
+        return Path(f"/proc/{self.processes(name)[0]}/root")
+
+    def written(self, name: str) -> list[Path]:
+        """Folders with what a host has on its disk that this machine has not, or has otherwise."""
+        return list((self._disks / name).glob("parts*/up"))
+
     def cut(self, name: str) -> None:
         """Pull a host's cable."""
         self._switch("ip", "link", "set", f"port-{name}", "down")
+
+    def mend(self, name: str) -> None:
+        """Put a host's cable back in."""
+        self._switch("ip", "link", "set", f"port-{name}", "up")
 
     def kill(self, name: str) -> None:
         """End every process of a host at once."""

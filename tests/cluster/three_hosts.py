@@ -1,4 +1,4 @@
-"""A cluster of three hosts as an operator makes it: ``ray up``, a deployment, a search, a host that is lost, ``ray down``.
+"""A cluster of three hosts as an operator makes it: ``ray up``, a deployment, a search, hosts cut off and lost, ``ray down``.
 
 ``make test-cluster`` runs this; plain ``pytest`` does not collect it. The tests stand in the order of events and share one cluster:
 they run with ``-x`` as one. The hosts are namespaces on this machine (hosts.py). What differs from three real ones: the two cores are
@@ -10,19 +10,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from asking import URL, Asking, borrowed, failures, summary
-from furnish import ADDRESSES, EVERYWHERE, LENDER, LOCAL, PLAN, PROVIDERS, ROOT, VENV, WEIGHTS, furnish
+from capture import capture
+from furnish import (
+    ADDRESSES,
+    EVERYWHERE,
+    LENDER,
+    LOCAL,
+    OWN,
+    PLAN,
+    PROVIDERS,
+    ROOT,
+    SERVICES,
+    VENV,
+    WEIGHTS,
+    furnish,
+    give_own_services,
+)
 from hosts import Room, RoomError, open_room
+from traces import crossed, processes, raylets, watched
+from weight_scan import Weights
 
 from code_ray.canaries import load_canaries
 from code_ray.plan import read_plan
 from code_ray.policy import ORIGINAL
-from code_ray.service import read_spec
+from code_ray.service import Service, read_spec
 from code_ray.zoo import description_file
 
 # The first test stands for the whole way up.
@@ -33,6 +50,7 @@ OPERATOR = (
     "RAY_USAGE_STATS_ENABLED=0;"
 )
 ON_HEAD = "cd /opt/code_ray; export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0;"
+FOUND = "/srv/shared/runs/digits"
 BEGUN = time.monotonic()
 
 
@@ -59,12 +77,6 @@ def eventually(what: str, seconds: float, check: Callable[[], bool]) -> None:
         assert time.monotonic() - begun < seconds, f"not within {seconds:.0f} s: {what}"
         time.sleep(1)
     say(f"{what}: after {time.monotonic() - begun:.0f} s")
-
-
-def processes(room: Room, name: str) -> list[str]:
-    """What runs on a host beside sshd and this question."""
-    listed = room.run(name, "ps -eo pid=,args=").stdout.splitlines()
-    return [line for line in listed if not any(known in line for known in ("sshd", "ps -eo"))]
 
 
 def nodes(room: Room) -> list[dict[str, object]]:
@@ -156,29 +168,95 @@ def test_a_deployment_starts_with_each_part_on_its_own_host_and_answers_another_
     assert borrowed(answers) > len(answers) / 2
 
 
-def test_a_search_trains_on_other_hosts_than_its_own_and_its_plan_can_be_served(room: Room) -> None:
-    seen: set[str] = set()
-    over = threading.Event()
+@pytest.fixture(scope="module")
+def services(room: Room) -> dict[str, Service]:
+    """Services with fresh weights, each on its own host alone, by the host's name."""
+    return give_own_services(room)
 
-    def look() -> None:
-        while not over.wait(1):
-            seen.update(name for name in PROVIDERS if any("Trainable" in line or "PathTrial" in line for line in processes(room, name)))
 
-    looking = threading.Thread(target=look)
-    looking.start()
+@pytest.fixture(scope="module")
+def weights(services: dict[str, Service]) -> Weights:
+    """The weights of both owners."""
+    return Weights({service.name: service for service in services.values()})
+
+
+def test_a_search_over_services_that_are_on_their_own_hosts_alone_trains_on_both(room: Room, services: dict[str, Service]) -> None:
+    run = room.files / "shared/runs/digits"
     begun = time.monotonic()
-    out = "/srv/shared/runs/digits"
-    try:
-        printed = room.watch("head", f"{ON_HEAD} RAY_ADDRESS=10.99.0.10:6379 {VENV}/python -m search /srv/shared/search.yaml --out {out}")
-    finally:
-        over.set()
-        looking.join()
-    say(f"searched on {', '.join(sorted(seen))}: {time.monotonic() - begun:.0f} s")
+    with watched(room, run) as seen:
+        printed = room.watch("head", f"{ON_HEAD} RAY_ADDRESS=10.99.0.10:6379 {VENV}/python -m search /srv/shared/search.yaml --out {FOUND}")
+    say(f"searched: {time.monotonic() - begun:.0f} s; seen at work: {sorted(seen)}")
     assert "the plan serves" in printed
-    assert seen - {"head"}
     assert "Traceback" not in printed
-    said = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir {out}", check=False).stdout
+    assert seen == {("head", "trial"), ("lender", "party")}
+    plan = read_plan(run / "plan.json")
+    assert plan.services == {service.name: service.content_hash for service in services.values()}
+    assert any(plan.inference_path(planned).hosts for planned in plan.paths), "no path of the plan borrows"
+
+
+def test_no_weights_of_either_owner_crossed_the_switch_or_are_anywhere_but_at_home(room: Room, weights: Weights) -> None:
+    begun = time.monotonic()
+    assert crossed(weights, room.files / "searched", say) == []
+    for name in room.hosts:
+        files, read = weights.find_in_files(*room.written(name), room.root(name) / "tmp/ray")
+        stores, held = weights.find_in_stores(raylets(room, name))
+        say(f"{name}: {read / 1e6:.1f} MB in files, {held / 1e6:.1f} MB in the object store")
+        assert [file.endswith(f"/{SERVICES}/{OWN.get(name)}/weights.safetensors") for file in files] == [True] * (name in OWN), files
+        assert stores == {}
+    # The run directory with what each party left there, and Tune's storage as it was while the search ran.
+    kept = room.files / "kept"
+    assert list(kept.rglob("tuner.pkl"))
+    found_in_run, read = weights.find_in_files(room.files / "shared/runs", kept)
+    assert found_in_run == {}
+    say(f"nobody's weights are elsewhere: {read / 1e6:.1f} MB in the run directory and Tune's storage; {time.monotonic() - begun:.0f} s")
+
+
+def test_weights_that_are_sent_through_ray_or_put_into_a_log_are_found(room: Room, weights: Weights) -> None:
+    with capture(room.network, room.files / "planted"):
+        room.run("head", f"{ON_HEAD} {VENV}/python /srv/shared/operator/plant.py {LENDER} {OWN['lender']}")
+    found = crossed(weights, room.files / "planted", say)
+    say(f"found: {found}")
+    # The object, and what was small enough for a message.
+    assert {of.split()[-1] for _, of in found} == {"torch.float32", "torch.bfloat16"}
+    assert {ends for ends, _ in found} == {"10.99.0.11 > 10.99.0.10"}
+    for name in ("head", "lender"):
+        assert weights.find_in_stores(raylets(room, name))[0], f"not in the object store of {name}"
+    log = "tmp/ray/session_latest/logs/planted.log"
+    room.run("lender", f"cp /{SERVICES}/{OWN['lender']}/weights.safetensors /{log}")
+    assert [Path(file).name for file in weights.find_in_files(room.root("lender") / "tmp/ray")[0]] == ["planted.log"]
+    room.run("lender", f"rm /{log}")
+
+
+def test_the_plan_that_was_found_can_be_served_by_hosts_with_their_own_stores(room: Room, services: dict[str, Service]) -> None:
+    for service in services.values():
+        folder = room.files / "shared/described" / service.name
+        folder.mkdir(parents=True)
+        (folder / "service.json").write_text(service.spec.model_dump_json())
+    for name in PROVIDERS:
+        others = [(PROVIDERS[host], service.name) for host, service in services.items() if host != name]
+        told = [
+            f"rm -rf {provider}; mkdir -p {provider}/services; cp -r /srv/shared/described/{of} {provider}/services"
+            for provider, of in others
+        ]
+        room.run(name, f"cp -r {FOUND} /opt/code_ray/found; cd /opt/code_ray/found/stores; {'; '.join(told)}")
+    said = room.run("head", f"{ON_HEAD} {VENV}/python -m deployments doctor --run-dir /opt/code_ray/found", check=False).stdout
     assert said.endswith("nothing is in the way\n"), said
+
+
+def test_a_host_whose_link_was_cut_for_a_while_costs_no_request_and_is_used_again(room: Room, key: str) -> None:
+    asking = Asking(room, key, 200)
+    eventually("the lender is in use", 20, lambda: borrowed(asking.since(0)) > 20)
+    room.cut("lender")
+    say("the lender's link is cut")
+    time.sleep(20)
+    room.mend("lender")
+    mended = time.time()
+    say("the lender's link is whole again")
+    # Serve may have missed three health checks and then makes another replica.
+    eventually("the lender is in use again", 150, lambda: borrowed(asking.since(mended)) > 20)
+    answers = asking.stop()
+    say(f"with a link cut for 20 s: {summary(answers)}")
+    assert failures(answers) == []
 
 
 def test_a_host_whose_link_is_cut_and_whose_processes_die_costs_no_request_and_the_original_answers(
