@@ -1,5 +1,6 @@
 """``cluster.yaml`` and its variants for clouds are what ``ray up`` accepts, and say what the deployments rely on; the one for Kubernetes is
-what Ray, Serve, KubeRay and Kubernetes read alike."""
+what Ray, Serve and Kubernetes read alike.
+"""
 
 import json
 import subprocess
@@ -26,7 +27,7 @@ COMMANDS = ("initialization_commands", "setup_commands", "head_start_ray_command
 KUBERAY = ROOT / "deployments/clusters/kuberay.yaml"
 CLOUDS = sorted({*KUBERAY.parent.glob("*.yaml")} - {KUBERAY}, key=lambda file: file.name)
 
-# Of the fields that KubeRay 1.7 has of its own, those that fit here. The API server drops others without a word.
+# Of the fields that KubeRay has of its own (about 1.7), those that fit here. The API server drops others without a word.
 SPEC = {"rayClusterConfig", "serveConfigV2", "serveService", "upgradeStrategy", "excludeHeadPodFromServeSvc"}
 CLUSTER = {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs", "headServiceAnnotations", "gcsFaultToleranceOptions"}
 GROUP = {"template", "rayStartParams", "labels", "resources"}

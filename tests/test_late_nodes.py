@@ -14,6 +14,7 @@ import ray
 import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 from serving import eventually, free_port
 
 from code_ray.client import Client
@@ -67,12 +68,11 @@ def test_applications_wait_for_their_providers_nodes_and_then_answer(head: Clust
         node = head.add_node(num_cpus=2, labels={"provider": provider}, resources={f"provider:{provider}": 1})
         nodes[node.node_id] = provider
     eventually(lambda: set(states().values()) == {"RUNNING"}, "every application runs", WITHIN_S)
+    replicas = [actor for actor in list_actors(detail=True, limit=1000) if actor.state == "ALIVE" and "SERVE_REPLICA" in (actor.name or "")]
+    places = {(actor.name.split("#")[1], nodes[actor.node_id]) for actor in replicas}
+    assert places == {("router", "fashion-cnn"), *((f"provider-{name}", name) for name in nodes.values())}
     with Client(f"http://127.0.0.1:{port}", key=made.stdout.strip(), timeout_s=60) as client:
         answer = client.predict("fashion-cnn", np.zeros((4, 28, 28), np.uint8))
         assert answer.logits.shape == (4, 10)
     with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(RequestError, match="an API key is needed"):
         client.predict("fashion-cnn", np.zeros((1, 28, 28), np.uint8))
-    from ray.util.state import list_actors
-
-    for actor in list_actors(detail=True, limit=1000):
-        print(actor.name, nodes.get(actor.node_id), actor.state)
