@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes.client import V1NetworkPolicy, V1PodTemplateSpec, V1Service
+from pydantic import BaseModel
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
@@ -126,7 +127,7 @@ def applications(ray_service: dict[str, Any]) -> list[dict[str, Any]]:
 def test_kubernetes_and_kuberay_know_every_field(
     kubernetes: dict[str, list[dict[str, Any]]], ray_service: dict[str, Any], groups: list[dict[str, Any]]
 ) -> None:
-    parts = [(V1PodTemplateSpec, group["template"]) for group in groups]
+    parts: list[tuple[type[BaseModel], Any]] = [(V1PodTemplateSpec, group["template"]) for group in groups]
     parts += [(V1Service, found) for found in kubernetes["Service"]]
     parts += [(V1NetworkPolicy, found) for found in kubernetes["NetworkPolicy"]]
     for model, part in parts:

@@ -68,8 +68,8 @@ def test_applications_wait_for_their_providers_nodes_and_then_answer(head: Clust
         node = head.add_node(num_cpus=2, labels={"provider": provider}, resources={f"provider:{provider}": 1})
         nodes[node.node_id] = provider
     eventually(lambda: set(states().values()) == {"RUNNING"}, "every application runs", WITHIN_S)
-    replicas = [actor for actor in list_actors(detail=True, limit=1000) if actor.state == "ALIVE" and "SERVE_REPLICA" in (actor.name or "")]
-    places = {(actor.name.split("#")[1], nodes[actor.node_id]) for actor in replicas}
+    alive = [(actor.name or "", actor.node_id) for actor in list_actors(detail=True, limit=1000) if actor.state == "ALIVE"]
+    places = {(name.split("#")[1], nodes.get(node or "")) for name, node in alive if name.startswith("SERVE_REPLICA::")}
     assert places == {("router", "fashion-cnn"), *((f"provider-{name}", name) for name in nodes.values())}
     with Client(f"http://127.0.0.1:{port}", key=made.stdout.strip(), timeout_s=60) as client:
         answer = client.predict("fashion-cnn", np.zeros((4, 28, 28), np.uint8))
