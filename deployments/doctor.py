@@ -26,8 +26,9 @@ from code_ray.artifact import RunDirectory
 from code_ray.errors import CodeRayError
 from code_ray.plan import Plan, load_leg_links
 from code_ray.runner import walk
+from code_ray.zoo import stored_spec
 from deployments.plan_watch import read_offer
-from deployments.stores import check_blocks, open_plan, services_known_to, stored_spec
+from deployments.stores import check_blocks, open_plan, services_known_to
 
 PACKAGES = ("code_ray", "ray", "torch", "numpy")
 FULLEST = 0.95

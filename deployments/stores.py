@@ -17,8 +17,8 @@ from code_ray.errors import PathError, PlanError
 from code_ray.path import original_path
 from code_ray.plan import Plan, read_plan
 from code_ray.runner import Leg, walk
-from code_ray.service import Service, ServiceSpec, read_spec
-from code_ray.zoo import description_file, get_service
+from code_ray.service import Service, ServiceSpec
+from code_ray.zoo import load_stored_service, stored_spec
 
 _UNTOLD = Boundary((), nonnegative=False)
 
@@ -66,16 +66,6 @@ def check_blocks(plan: Plan, specs: Mapping[str, ServiceSpec]) -> None:
                 raise PlanError(f"path {planned.path} runs {segment}, which has {counts[segment.service]} blocks; run the search again")
 
 
-def load_stored_service(name: str, store_dir: Path) -> Service:
-    """A provider's own service: from its store where it is there, else by its name.
-
-    Raises:
-        ServiceError: for a service that is neither, or not whole.
-    """
-    folder = _folder_in_store(name, store_dir)
-    return get_service(str(folder) if folder.exists() else name)
-
-
 def load_own_services(provider: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
     """The services of a plan that are a provider's own, in the versions that the plan names.
 
@@ -100,17 +90,6 @@ def services_known_to(provider: str, plan: Plan, stores_dir: Path) -> dict[str, 
     return own | {name: outline(stored_spec(name, stores_dir / plan.placement[name]), legs) for name in others}
 
 
-def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
-    """The description of a service without its weights.
-
-    Raises:
-        ServiceError: as ``load_stored_service``.
-    """
-    folder = _folder_in_store(name, store_dir)
-    named = None if folder.exists() else description_file(name)
-    return read_spec(named or folder / "service.json")
-
-
 def outline(spec: ServiceSpec, legs: Iterable[Leg]) -> Service:
     """What a provider that runs ``legs`` is told of another one's service: preprocessing and the shapes its links meet.
 
@@ -120,7 +99,3 @@ def outline(spec: ServiceSpec, legs: Iterable[Leg]) -> Service:
     boundaries = tuple(b if (spec.name, i) in met else _UNTOLD for i, b in enumerate(spec.boundaries))
     told = {"builder": "", "builder_args": {}, "block_hashes": (), "boundaries": boundaries}
     return Service(spec.model_copy(update=told), nn.ModuleList())
-
-
-def _folder_in_store(name: str, store_dir: Path) -> Path:
-    return store_dir / "services" / name
