@@ -31,6 +31,7 @@ from code_ray.training import Trainer
 from code_ray.wide_space import WideSpace
 from code_ray.zoo import get_service
 from search.config import SearchConfig
+from search.trunks import load_trunks, trunk_paths
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,10 @@ def load_inputs(config: SearchConfig, parties: Mapping[str, Party] | None = None
             parties[provider].verify([name])
         public[name] = PublicService.of(services[name]) if name in services else parties[provider].public(name)
     space = _space(config, services, public)
-    inputs = Inputs(services, public, parties, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
+    vectors = None if config.vectors is None else _named_paths(config.vectors, space)
+    if config.trunk is not None:
+        vectors = trunk_paths(space, load_trunks(config, services))
+    inputs = Inputs(services, public, parties, data, space, vectors)
     if inputs.is_wide(config) and config.sampler in ("random", "printed"):
         raise ConfigError(
             f"sampler {config.sampler!r} looks at every path, and there are {len(space)}; raise 'max_candidates' to that or narrow the space"

@@ -26,6 +26,7 @@ from search.campaign import PLANNED, Job, links_id
 from search.config import SearchConfig
 from search.parties import start_parties
 from search.problem import load_search_data, load_services
+from search.trunks import load_trunks
 
 CALIBRATION_IMAGES = 512
 
@@ -67,7 +68,10 @@ class Worker:
         data = load_search_data(config)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         logits = None if teacher is None else torch.frombuffer(bytearray(teacher), dtype=torch.float32).view(-1, len(data.labels))
-        self.trainer = Trainer(services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits, parties)
+        trunks = load_trunks(config, services)
+        self.trainer = Trainer(
+            services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits, parties, trunks
+        )
         self.services = self.trainer.services
         self.identities = {name: self.trainer.parties.with_service(name).public(name) for name in self.placement}
         self.scorer = Scorer(self.trainer)
