@@ -81,6 +81,11 @@ class PlannedTrunk(BaseModel):
         """Those that answer behind it, in order."""
         return tuple(self.paths)
 
+    @property
+    def apart(self) -> str:
+        """Id of the same paths without the trunk, one by one."""
+        return "+".join(self.paths.values())
+
     def leg_key(self, index: int) -> str:
         """Name of the leg with which the trunk ends, number ``index`` on each of its paths."""
         return f"trunk-{self.id}:{index}"

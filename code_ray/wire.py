@@ -22,6 +22,9 @@ OUTPUTS = ("logits", "label")
 INPUT = "images"
 MAX_DEADLINE_MS = 3_600_000.0
 
+GROUPED = "+"
+"""Stands between the names of services that are asked together."""
+
 ImageArray = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 _DTYPES: dict[str, type[np.uint8] | type[np.float32]] = {"UINT8": np.uint8, "FP32": np.float32}
@@ -44,8 +47,15 @@ class InferRequest:
     deadline_s: float | None = None
 
 
-def decode_request(body: bytes, header_length: str | None, image_shape: Sequence[int], max_images: int) -> InferRequest:
-    """Check and read a request for a service whose images have ``image_shape``.
+def output_names(services: Sequence[str]) -> tuple[str, ...]:
+    """Of the answer of services that are asked together: each one's outputs behind its name; of one alone just the outputs."""
+    return OUTPUTS if len(services) == 1 else tuple(f"{service}.{output}" for service in services for output in OUTPUTS)
+
+
+def decode_request(
+    body: bytes, header_length: str | None, image_shape: Sequence[int], max_images: int, names: Sequence[str] = OUTPUTS
+) -> InferRequest:
+    """Check and read a request for a service whose images have ``image_shape``, and whose outputs have these ``names``.
 
     Raises:
         RequestError: 400 malformed, 413 too many images, 422 wrong shape, dtype or values.
@@ -56,7 +66,7 @@ def decode_request(body: bytes, header_length: str | None, image_shape: Sequence
         raise RequestError(f"'inputs' must be a list of one tensor called {INPUT!r}; got {_short(inputs)}")
     images = _read_images(inputs[0], tail, image_shape, max_images)
     parameters = _mapping(header.get("parameters", {}), "parameters")
-    requested, binary = _read_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False)))
+    requested, binary = _read_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False)), names)
     identifier, path = header.get("id"), parameters.get("path")
     for name, value in (("id", identifier), ("parameters.path", path)):
         if value is not None and not isinstance(value, str):
@@ -81,23 +91,33 @@ def encode_response(
     service: str,
     request: InferRequest,
     logits: npt.NDArray[np.float32],
-    labels: Sequence[str],
+    labels: Sequence[str] | Mapping[str, Sequence[str]],
     path: str,
     kind: str,
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and HTTP headers of the answer; ``labels`` are the names of the classes, ``path`` the one taken."""
-    chosen = [labels[i] for i in logits.argmax(axis=1)] if "label" in request.outputs else []
+    """Body and HTTP headers of the answer; ``labels`` are the names of the classes, ``path`` the one taken.
+
+    Of services that are asked together ``labels`` are by service, and their logits (n, classes) stand side by side in that order.
+    """
+    made: dict[str, npt.NDArray[np.float32] | list[str]] = {}
+    begin = 0
+    for name, some in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+        part, begin = logits[:, begin : begin + len(some)], begin + len(some)
+        prefix = f"{name}." if name else ""
+        made[f"{prefix}logits"] = part
+        made[f"{prefix}label"] = [some[i] for i in part.argmax(axis=1)]
     outputs: list[dict[str, Any]] = []
     payload: list[bytes] = []
     for name in request.outputs:
-        shape, datatype = (list(logits.shape), "FP32") if name == "logits" else ([len(chosen)], "BYTES")
+        value = made[name]
+        shape, datatype = ([len(value)], "BYTES") if isinstance(value, list) else (list(value.shape), "FP32")
         output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
         if name in request.binary:
-            raw = np.ascontiguousarray(logits, dtype="<f4").tobytes() if name == "logits" else _pack_strings(chosen)
+            raw = _pack_strings(value) if isinstance(value, list) else np.ascontiguousarray(value, dtype="<f4").tobytes()
             output["parameters"] = {"binary_data_size": len(raw)}
             payload.append(raw)
         else:
-            output["data"] = logits.ravel().tolist() if name == "logits" else chosen
+            output["data"] = value if isinstance(value, list) else value.ravel().tolist()
         outputs.append(output)
     header = {"model_name": service, "model_version": "1", "outputs": outputs, "parameters": {"path": path, "kind": kind}}
     if request.id is not None:
@@ -113,16 +133,25 @@ def decode_response(body: bytes, headers: Mapping[str, str]) -> tuple[list[str],
     Raises:
         RequestError: 502 where the answer is not what ``encode_response`` writes.
     """
+    return decode_responses(body, headers, [""])[""]
+
+
+def decode_responses(
+    body: bytes, headers: Mapping[str, str], services: Sequence[str]
+) -> dict[str, tuple[list[str], npt.NDArray[np.float32], str]]:
+    """The same of services that were asked together, by service; raises as ``decode_response``."""
     try:
         header, tail = _split(body, headers.get(HEADER_LENGTH.lower()))
         found: dict[str, Any] = {}
         for output in header["outputs"]:
             raw, tail = _take(output, tail)
-            if output["name"] == "logits":
-                found["logits"] = np.frombuffer(raw, dtype="<f4").reshape(output["shape"]).copy()
+            if output["datatype"] == "FP32":
+                found[output["name"]] = np.frombuffer(raw, dtype="<f4").reshape(output["shape"]).copy()
             else:
-                found["label"] = _unpack_strings(raw)
-        return found["label"], found["logits"], header["parameters"]["path"]
+                found[output["name"]] = _unpack_strings(raw)
+        prefixes = {service: f"{service}." if service else "" for service in services}
+        path = header["parameters"]["path"]
+        return {service: (found[f"{prefix}label"], found[f"{prefix}logits"], path) for service, prefix in prefixes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"the server's answer cannot be read ({error}); is this a code_ray server?", status=502) from error
 
@@ -190,16 +219,16 @@ def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int])
     return values.astype(dtype).reshape(shape)
 
 
-def _read_outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+def _read_outputs(outputs: Any, binary: bool, names: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names, each once, and those of them that are asked for as bytes; ``binary`` where an output does not say."""
     if outputs is None or outputs == []:
-        return OUTPUTS, frozenset(OUTPUTS if binary else ())
+        return tuple(names), frozenset(names if binary else ())
     if not isinstance(outputs, list) or not all(isinstance(o, dict) for o in outputs):
         raise RequestError(f"'outputs' must be a list of {{'name': ...}}; got {_short(outputs)}")
     flags: dict[str, bool] = {}
     for output in outputs:
-        if (name := output.get("name")) not in OUTPUTS:
-            raise RequestError(f"output {_short(name)} is unknown; there are: {', '.join(OUTPUTS)}")
+        if (name := output.get("name")) not in names:
+            raise RequestError(f"output {_short(name)} is unknown; there are: {', '.join(names)}")
         flags.setdefault(name, bool(_mapping(output.get("parameters", {}), "outputs").get("binary_data", binary)))
     return tuple(flags), frozenset(name for name, flag in flags.items() if flag)
 
