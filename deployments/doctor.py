@@ -108,7 +108,7 @@ def look_at_disks(*places: str) -> list[tuple[str, bool, str]]:
 def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     """Load a provider's services and links as its server does, hashes and all; how many links there are."""
     services, store = services_known_to(provider, plan, run.stores_dir), run.stores_dir / provider
-    paths = [(planned, plan.inference_path(planned)) for planned in plan.paths]
+    paths = [(planned, plan.inference_path(planned)) for planned in plan.all_paths]
     found = {
         (planned.links_id, link)
         for planned, path in paths

@@ -15,12 +15,15 @@ import torch
 
 from code_ray.artifact import RunDirectory
 from code_ray.blocks import ExecutionMode
+from code_ray.joining import check_trunk
 from code_ray.path import InferencePath
-from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.plan import Plan, PlannedPath, PlannedTrunk, load_leg_links
 from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
-from code_ray.runner import Leg, LegRunner, leg_modules, walk
+from code_ray.runner import Leg, LegRunner, fan_out, leg_modules, walk
 from code_ray.service import Preprocessing, Service, ServiceSpec
+from code_ray.wire import GROUPED
 from deployments.config import ProviderOptions
+from deployments.parcel import Parcel
 from deployments.routes import hosted_paths
 from deployments.stores import load_own_services, outline
 from deployments.worker import Array, HostedLeg
@@ -77,8 +80,55 @@ class Hosting:
             # Gated forms of a path have the legs of the plain one.
             made = {**(known if changed.isdisjoint((path.local, *path.hosts)) else {}), **legs}
             legs |= self._make_path(planned, path.plain, plan, run.stores_dir / self._name, services, made, measured, clock)
+        for trunk in plan.trunks:
+            legs |= self._make_fan(trunk, plan, run.stores_dir / self._name, services, {} if changed else known, clock)
         self._own = own
         return legs
+
+    def _make_fan(
+        self,
+        trunk: PlannedTrunk,
+        plan: Plan,
+        store_dir: Path,
+        services: Mapping[str, Service],
+        known: Mapping[str, HostedLeg],
+        clock: Callable[[], float],
+    ) -> dict[str, HostedLeg]:
+        """The leg with which a trunk ends, where that is here: its blocks once, then of each path the leg that begins with its exit link."""
+        paths = check_trunk(plan, trunk)
+        fan = fan_out(paths, plan.placement)
+        index = len(fan.stem) - 1
+        key = trunk.leg_key(index)
+        if fan.stem[-1].provider != self._name:
+            return {}
+        if key in known:
+            return {key: known[key]}
+        whole = [(planned, path, walk(path, plan.placement)) for (planned, _), path in zip(plan.behind(trunk), paths, strict=True)]
+        links = [load_leg_links(legs[index], path, planned, services, store_dir) for planned, path, legs in whole]
+        stem = LegRunner(leg_modules(fan.stem[-1], services, links[0]), self.mode, self._device)
+        ends = [
+            (LegRunner(leg_modules(branch[0], services, own), self.mode, self._device), len(branch) == 1)
+            for branch, own in zip(fan.branches, links, strict=True)
+        ]
+        local = services[paths[0].local]
+        shape = local.spec.preprocessing.image_shape if index == 0 else leg_out_shape(whole[0][2][index - 1], paths[0], services)
+
+        def answers(value: Array) -> list[Array]:
+            shared = stem.run(local.preprocess(value) if index == 0 else from_wire(value))
+            return [_output(runner, shared, last) for runner, last in ends]
+
+        example = self._example(shape, images=index == 0)
+        parcel = Parcel.of(answers(example[:1]))
+
+        def call(value: Array) -> Array:
+            return parcel.pack(answers(value))
+
+        seconds, size = fastest_size(partial(_seconds_an_image, call, example, clock), self._sizes)
+        guest = any(plan.placement[path.local] != self._name for path in paths)
+        takes, gives = example[:1].nbytes, sum(parcel.sizes)
+        packing = (takes + gives) * self._pack_seconds_per_byte
+        name = GROUPED.join(str(path) for path in paths)
+        return {key: HostedLeg(call, name, shape, guest, index, size, seconds, packing, takes, gives, parcel=parcel)}
 
     def _make_path(
         self,

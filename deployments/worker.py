@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from code_ray.metering import ComputeBucket
+from deployments.parcel import Parcel
 from deployments.routes import Refusal
 
 Array = npt.NDArray[Any]
@@ -41,7 +42,8 @@ class HostedLeg:
 
     ``path`` is the path's text. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean,
     and ``packing``, seconds to take the input out of a message and put the output into one, and the bytes of both. ``slice_seconds``: of
-    compute in slices, as they were lately (None: there were none), since small batches take longer an image.
+    compute in slices, as they were lately (None: there were none), since small batches take longer an image. ``parcel``: where a trunk
+    ends, how what it makes for each branch is packed in the rows of its output.
     """
 
     call: Callable[[Array], Array]
@@ -55,6 +57,7 @@ class HostedLeg:
     in_bytes: int = 0
     out_bytes: int = 0
     slice_seconds: float | None = None
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)
