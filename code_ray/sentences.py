@@ -22,7 +22,6 @@ from code_ray.data import DataSet, shuffled
 from code_ray.errors import DataError
 from code_ray.tokenizer import BERT_UNCASED, get_tokenizer
 
-NAME = "vader-sentences"
 REQUIREMENT = "vaderSentiment==3.3.2"
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 SOURCE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -57,7 +56,7 @@ def load_sentences() -> DataSet:
     _, first = np.unique(tokens, axis=0, return_index=True)
     first.sort()
     test, validation, train = shuffled(tokens[first], np.array(moods, np.int64)[first], (HELD_OUT, 2 * HELD_OUT))
-    return DataSet(NAME, train, validation, test, LABELS)
+    return DataSet("vader-sentences", train, validation, test, LABELS)
 
 
 def _rated(archive: bytes) -> list[tuple[str, float]]:

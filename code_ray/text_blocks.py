@@ -42,7 +42,8 @@ class Convolution(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         length, side = values.shape[1], self.taps // 2
         padded = functional.pad(values, (0, 0, side, side))
-        return self.linear(torch.cat([padded[:, tap : tap + length] for tap in range(self.taps)], -1))
+        output: Tensor = self.linear(torch.cat([padded[:, tap : tap + length] for tap in range(self.taps)], -1))
+        return output
 
 
 class ResidualConvolutions(nn.Module):

@@ -33,7 +33,8 @@ class Tokenizer:
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._ids = {token: number for number, token in enumerate(tokens)}
-        self._unknown, self._start, self._end = (self._ids[token] for token in ("[UNK]", "[CLS]", "[SEP]"))
+        self.unknown, self._start, self._end = (self._ids[token] for token in ("[UNK]", "[CLS]", "[SEP]"))
+        self.first_word = self._ids["[MASK]"] + 1  # those before are marks of the tokenizer's own
         self._pieces = lru_cache(maxsize=100_000)(self._split_word)
 
     def __len__(self) -> int:
@@ -55,10 +56,10 @@ class Tokenizer:
             ends = range(len(word), start, -1)
             end = next((end for end in ends if prefix + word[start:end] in self._ids), None)
             if end is None:
-                return [self._unknown]
+                return [self.unknown]
             pieces.append(self._ids[prefix + word[start:end]])
             start = end
-        return pieces or [self._unknown]
+        return pieces or [self.unknown]
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from code_ray.blocks import Boundary
 from code_ray.errors import LinkError
-from code_ray.links import MAX_FIT_ROWS, Link, LinkFit, LinkSpec, fit_link, link_spec, resample
+from code_ray.link_fit import LinkFit, fit_link
+from code_ray.links import MAX_FIT_ROWS, Link, LinkSpec, link_spec, resample
 
 MAP, SMALL, WIDE = (4, 8, 8), (6, 4, 4), (3, 4, 16)
 
