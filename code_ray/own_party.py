@@ -260,11 +260,13 @@ class OwnPart:
         step = stretch.legs[0].steps[0]
         if isinstance(step, LinkSlot):
             spec = self.links[step.key].spec
-            return _tensor(value, spec.in_shape, np.int32 if spec.tokens else np.float32)
-        return _tensor(value, self._party.services[step.service].boundaries[step.start].shape)
+            return _tensor(value, spec.in_shape, tokens=spec.tokens)
+        boundary = self._party.services[step.service].boundaries[step.start]
+        return _tensor(value, boundary.shape, tokens=boundary.vocabulary is not None)
 
 
-def _tensor(value: Array, shape: Shape, dtype: type[np.float32 | np.int32] = np.float32) -> Tensor:
+def _tensor(value: Array, shape: Shape, tokens: bool = False) -> Tensor:
+    dtype = np.int32 if tokens else np.float32
     if value.dtype != dtype or value.shape[1:] != shape:
         declared = f"{np.dtype(dtype)} (n, {', '.join(map(str, shape))})"
         raise LinkError(f"{value.dtype} {value.shape} came where {declared} was declared; the parties' services differ")

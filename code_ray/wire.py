@@ -159,7 +159,7 @@ def _join(header: dict[str, Any], payload: Sequence[bytes]) -> tuple[bytes, dict
 
 
 def _read_images(tensor: dict[str, Any], tail: bytes, image_shape: Sequence[int], max_images: int) -> ImageArray:
-    datatype, shape = _described(tensor, {"UINT8": image_shape, "FP32": image_shape}, "UINT8, or FP32 scaled to 0..1", max_images)
+    datatype, shape = _described(tensor, {"UINT8": image_shape, "FP32": image_shape}, "UINT8, or FP32 scaled to 0..1", max_images, "image")
     images: ImageArray = _numbers(tensor, tail, datatype, np.dtype(_DTYPES[datatype]).newbyteorder("<"), shape)
     if datatype == "FP32" and not bool(np.isfinite(images).all()):
         raise RequestError("the images hold NaN or infinite values; send finite pixels", status=422)
@@ -169,7 +169,7 @@ def _read_images(tensor: dict[str, Any], tail: bytes, image_shape: Sequence[int]
 def _read_texts(tensor: dict[str, Any], tail: bytes, length: int, tokenizer: Tokenizer, max_texts: int) -> TokenArray:
     """Texts, or their token ids, as token ids (n, length)."""
     taken: dict[str, Sequence[int]] = {"BYTES": (), "INT32": (length,), "INT64": (length,)}
-    datatype, shape = _described(tensor, taken, "BYTES, one text each, or token ids as INT32 or INT64", max_texts)
+    datatype, shape = _described(tensor, taken, "BYTES, one text each, or token ids as INT32 or INT64", max_texts, "text")
     if datatype == "BYTES":
         raw = _raw(tensor, tail)
         try:
@@ -185,7 +185,7 @@ def _read_texts(tensor: dict[str, Any], tail: bytes, length: int, tokenizer: Tok
     return ids.astype(np.int32)
 
 
-def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wanted: str, most: int) -> tuple[str, list[int]]:
+def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wanted: str, most: int, noun: str) -> tuple[str, list[int]]:
     """Datatype and shape of an input, one of those that are ``taken`` (datatype -> shape of a sample)."""
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if not isinstance(name, str):
@@ -196,9 +196,9 @@ def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wante
         raise RequestError(f"input {_short(name)} has shape {_short(shape)}; give a list of sizes")
     if not shape or list(shape[1:]) != list(taken[datatype]) or shape[0] == 0:
         takes = [-1, *taken[datatype]]
-        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; this service takes {takes}, at least one", status=422)
+        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; this service takes {takes}, at least one {noun}", status=422)
     if shape[0] > most:
-        raise RequestError(f"{shape[0]} samples in one request; at most {most} are taken, send several requests", status=413)
+        raise RequestError(f"{shape[0]} {noun}s in one request; at most {most} are taken, send several requests", status=413)
     return datatype, shape
 
 

@@ -19,7 +19,7 @@ from code_ray.data import DataSet
 from code_ray.errors import IntegrityError, ServiceError
 from code_ray.preprocessing import Preprocessing
 from code_ray.service import Service, build_service, load_service, read_spec
-from code_ray.zoo import BUILDERS, WEIGHTS_DIR, ZOO, description_file, get_service
+from code_ray.zoo import BUILDERS, DESCRIPTIONS, WEIGHTS_DIR, ZOO, description_file, get_service
 
 COLOUR = Preprocessing(image_shape=(8, 8, 3), channels=3, size=(8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 
@@ -224,7 +224,7 @@ def test_shipped_weights_stay_below_20_megabytes() -> None:
     shipped = [ZOO[name]() for name in ZOO if name not in DESCRIPTIONS]
     assert {folder.parent for folder in shipped} == {WEIGHTS_DIR}
     assert all((folder / "weights.safetensors").is_file() for folder in shipped)
-    assert sum(file.stat().st_size for file in WEIGHTS_DIR.rglob("*") if file.is_file()) < 16e6
+    assert sum(file.stat().st_size for file in WEIGHTS_DIR.rglob("*") if file.is_file()) < 20e6
 
 
 def test_the_shipped_digits_service_reads_digits(digits: DataSet) -> None:

@@ -175,3 +175,26 @@ def _give_core(replica: int, core: int) -> None:
     """Let every thread of a process run on one core, which this process and all else that it has started leave alone."""
     for thread in Path(f"/proc/{replica}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
+
+
+async def _surge(own: Traffic, guest: Traffic, rate: float) -> float:
+    """Seconds that guests still computed, from ``BACK_S`` after the first own request of a surge on."""
+    background = asyncio.create_task(guest.send(rate, SURGE_S + 2))
+    await asyncio.sleep(2.0)
+    end = time.monotonic() + SURGE_S
+
+    async def again_and_again() -> None:
+        while time.monotonic() < end:
+            await own.server.run.remote(own.key, own.value)
+
+    surge = [asyncio.create_task(again_and_again()) for _ in range(6)]
+    await asyncio.sleep(BACK_S)
+    began: ProviderReport = await own.server.describe.remote()
+    await asyncio.sleep(max(0.0, end - time.monotonic() - 0.2))
+    ended: ProviderReport = await own.server.describe.remote()
+    await asyncio.gather(*surge, background)
+    return ended.guest_seconds - began.guest_seconds
+
+
+if __name__ == "__main__":
+    main()
