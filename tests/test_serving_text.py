@@ -81,4 +81,4 @@ def test_images_sent_to_it_are_refused(client: Client) -> None:
 
 def test_its_providers_find_themselves_well(url: str) -> None:
     for provider in ("alpha", "beta"):
-        handle_of(provider).check_health.remote().result(timeout_s=60)
+        handle_of(f"provider-{provider}").check_health.remote().result(timeout_s=60)
