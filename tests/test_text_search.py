@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from test_search import complaints, evaluations, result_of, search, write_config
 
+from code_ray.blocks import ExecutionMode
 from code_ray.data import load_data
+from code_ray.links import Link
 from code_ray.path import path_from_vector
 from code_ray.plan import load_leg_links, read_plan
+from code_ray.profiling import Profile
 from code_ray.runner import PathRunner, walk
 from code_ray.zoo import get_service
-from search.config import SearchConfig
+from search.config import HostConfig, SearchConfig
 from search.problem import load_inputs
 
 PAIR: dict[str, Any] = {
@@ -49,14 +52,14 @@ def test_a_search_over_text_ends_with_paths_rivals_and_a_control(out: Path) -> N
     assert result["controls"]["random_host"]["accuracy_validation"] <= 1
 
 
-def test_its_plan_answers_what_its_canaries_say(out: Path) -> None:
+def test_its_plan_answers_sentences(out: Path) -> None:
     plan = read_plan(out / "plan.json")
     services = {name: get_service(name) for name in plan.services}
     tokens = services[plan.local].preprocess(load_data("vader-sentences").validation.images[:64])
     labels = load_data("vader-sentences").validation.labels[:64]
     for planned in plan.paths:
         path = plan.inference_path(planned).plain
-        links = {}
+        links: dict[str, Link] = {}
         for leg in walk(path, plan.placement):
             links |= load_leg_links(leg, path, planned, services, out / "stores" / leg.provider)
         logits = PathRunner(walk(path, plan.placement), services, links, lambda _: _mode(out, plan.local))(tokens)
@@ -64,9 +67,7 @@ def test_its_plan_answers_what_its_canaries_say(out: Path) -> None:
         assert (logits.argmax(1).numpy() == labels).mean() > 0.5
 
 
-def _mode(out: Path, service: str) -> Any:
-    from code_ray.profiling import Profile
-
+def _mode(out: Path, service: str) -> ExecutionMode:
     return Profile.model_validate_json((out / "profile.json").read_text()).executions[service].mode
 
 
@@ -84,6 +85,6 @@ def test_a_host_for_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configuration_has_paths_through_its_host() -> None:
-    inputs = load_inputs(SearchConfig(local="sentence-cnn", data="vader-sentences", hosts={"minilm": {}}))  # type: ignore[dict-item]
+    inputs = load_inputs(SearchConfig(local="sentence-cnn", data="vader-sentences", hosts={"minilm": HostConfig()}))
     assert path_from_vector((0, 1, 3, 5), "sentence-cnn", 6, "minilm", 8) in inputs.space
     assert path_from_vector((1, 1, 3, 5), "sentence-cnn", 6, "minilm", 8) not in inputs.space
