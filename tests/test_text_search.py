@@ -22,12 +22,12 @@ PAIR: dict[str, Any] = {
     "local": "sentence-cnn",
     "data": "vader-sentences",
     "hosts": {"minilm": {"kappa": 1.0}},
-    "vectors": [[0, 1, 2, 5], [1, 2, 2, 5], [1, 2, 3], [1, 5], [2]],
+    "vectors": [[0, 1, 2, 5], [1, 2, 2, 5], [1, 2, 3], [2]],
     "loss_points": 10.0,
-    "screen": 4,
+    "screen": 3,
     "validation_samples": 300,
     "test_samples": 300,
-    "stopping": {"max_trainings": 3, "c_stop": 3, "epsilon": 0.02},
+    "stopping": {"max_trainings": 2, "c_stop": 2, "epsilon": 0.02},
     "confirm": 0,
     "distilled_epochs": 1,
     "recipe": {"samples": 320, "fit_samples": 200, "screen_samples": 200, "steps": 20, "joint_steps": 2},
@@ -46,7 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_search_over_text_ends_with_paths_rivals_and_a_control(out: Path) -> None:
     records = evaluations(out)
     assert {record["role"] for record in records} >= {"search", "random_host"}
-    assert {record["kind"] for record in records} & {"cross", "probe"}
+    assert any("minilm" in record["path"] for record in records if record["role"] == "search")
     result = result_of(out)
     assert result["arms"]["distilled"] is not None
     assert result["controls"]["random_host"]["accuracy_validation"] <= 1
