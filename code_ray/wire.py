@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from code_ray.errors import RequestError
+from code_ray.tokenizer import TokenArray, Tokenizer, get_tokenizer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("logits", "label")
-INPUT = "images"
+INPUT, TEXT_INPUT = "images", "text"
 MAX_DEADLINE_MS = 3_600_000.0
 
 ImageArray = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -29,13 +30,13 @@ _DTYPES: dict[str, type[np.uint8] | type[np.float32]] = {"UINT8": np.uint8, "FP3
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1. Of ``outputs`` those in ``binary``
-    come as bytes behind the JSON.
+    """A checked request. ``images``: (n, *image_shape), uint8, or float32 pixels scaled to 0..1; of texts token ids, int32 (n, tokens).
+    Of ``outputs`` those in ``binary`` come as bytes behind the JSON.
 
     ``path``: the id of the path to try first. ``min_accuracy`` (a fraction) and ``deadline_s`` (seconds): what it needs.
     """
 
-    images: ImageArray
+    images: ImageArray | TokenArray
     id: str | None = None
     outputs: tuple[str, ...] = OUTPUTS
     binary: frozenset[str] = frozenset()
@@ -44,8 +45,10 @@ class InferRequest:
     deadline_s: float | None = None
 
 
-def decode_request(body: bytes, header_length: str | None, image_shape: Sequence[int], max_images: int) -> InferRequest:
-    """Check and read a request for a service whose images have ``image_shape``.
+def decode_request(
+    body: bytes, header_length: str | None, sample_shape: Sequence[int], max_images: int, vocabulary: str | None = None
+) -> InferRequest:
+    """Check and read a request for a service whose images have ``sample_shape``, or, where it has a ``vocabulary``, which takes texts.
 
     Raises:
         RequestError: 400 malformed, 413 too many images, 422 wrong shape, dtype or values.
@@ -54,7 +57,10 @@ def decode_request(body: bytes, header_length: str | None, image_shape: Sequence
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise RequestError(f"'inputs' must be a list of one tensor called {INPUT!r}; got {_short(inputs)}")
-    images = _read_images(inputs[0], tail, image_shape, max_images)
+    if vocabulary is None:
+        images: ImageArray | TokenArray = _read_images(inputs[0], tail, sample_shape, max_images)
+    else:
+        images = _read_texts(inputs[0], tail, sample_shape[0], get_tokenizer(vocabulary), max_images)
     parameters = _mapping(header.get("parameters", {}), "parameters")
     requested, binary = _read_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False)))
     identifier, path = header.get("id"), parameters.get("path")
@@ -67,14 +73,20 @@ def decode_request(body: bytes, header_length: str | None, image_shape: Sequence
     return InferRequest(images, identifier, requested, binary, path, min_accuracy, deadline_s)
 
 
-def encode_request(images: npt.NDArray[np.uint8], **wishes: str | float | None) -> tuple[bytes, dict[str, str]]:
-    """Body and HTTP headers of a binary request for uint8 images (n, ...); ``wishes``: path, min_accuracy, deadline_ms."""
-    raw = np.ascontiguousarray(images, dtype=np.uint8)
+def encode_request(samples: npt.NDArray[Any] | Sequence[str], **wishes: str | float | None) -> tuple[bytes, dict[str, str]]:
+    """Body and HTTP headers of a binary request for uint8 images (n, ...), texts, or token ids, int32 (n, tokens); ``wishes``: path,
+    min_accuracy, deadline_ms.
+    """
+    if isinstance(samples, np.ndarray):
+        name, datatype = (INPUT, "UINT8") if samples.dtype == np.uint8 else (TEXT_INPUT, "INT32")
+        shape, raw = list(samples.shape), np.ascontiguousarray(samples).tobytes()
+    else:
+        name, datatype, shape, raw = TEXT_INPUT, "BYTES", [len(samples)], _pack_strings(samples)
     header: dict[str, Any] = {
-        "inputs": [{"name": INPUT, "shape": list(raw.shape), "datatype": "UINT8", "parameters": {"binary_data_size": raw.nbytes}}],
+        "inputs": [{"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}}],
         "parameters": {"binary_data_output": True} | {name: value for name, value in wishes.items() if value is not None},
     }
-    return _join(header, [raw.tobytes()])
+    return _join(header, [raw])
 
 
 def encode_response(
@@ -147,36 +159,71 @@ def _join(header: dict[str, Any], payload: Sequence[bytes]) -> tuple[bytes, dict
 
 
 def _read_images(tensor: dict[str, Any], tail: bytes, image_shape: Sequence[int], max_images: int) -> ImageArray:
-    name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-    if not isinstance(name, str):
-        raise RequestError(f"the input needs a name; got {_short(name)}")
-    if not isinstance(datatype, str) or datatype not in _DTYPES:
-        raise RequestError(f"input {_short(name)} has datatype {_short(datatype)}; send UINT8, or FP32 scaled to 0..1", status=422)
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; give a list of sizes")
-    if list(shape[1:]) != list(image_shape) or shape[0] == 0:
-        wanted = [-1, *image_shape]
-        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; this service takes {wanted}, at least one image", status=422)
-    if shape[0] > max_images:
-        raise RequestError(f"{shape[0]} images in one request; at most {max_images} are taken, send several requests", status=413)
-    dtype = np.dtype(_DTYPES[datatype]).newbyteorder("<")
-    if "binary_data_size" in _mapping(tensor.get("parameters", {}), "inputs[0].parameters"):
-        raw, rest = _take(tensor, tail)
-        if len(raw) != math.prod(shape) * dtype.itemsize or rest:
-            raise RequestError(
-                f"shape {shape} of {datatype} needs {math.prod(shape) * dtype.itemsize} bytes; {len(tail)} follow the header"
-            )
-        images = np.frombuffer(raw, dtype=dtype).reshape(shape)
-    elif tail:
-        raise RequestError(f"{len(tail)} bytes follow the JSON but the input has no 'binary_data_size'")
-    else:
-        images = _from_json(tensor.get("data"), datatype, dtype, shape)
+    datatype, shape = _described(tensor, {"UINT8": image_shape, "FP32": image_shape}, "UINT8, or FP32 scaled to 0..1", max_images, "image")
+    images: ImageArray = _numbers(tensor, tail, datatype, np.dtype(_DTYPES[datatype]).newbyteorder("<"), shape)
     if datatype == "FP32" and not bool(np.isfinite(images).all()):
         raise RequestError("the images hold NaN or infinite values; send finite pixels", status=422)
     return images
 
 
-def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> ImageArray:
+def _read_texts(tensor: dict[str, Any], tail: bytes, length: int, tokenizer: Tokenizer, max_texts: int) -> TokenArray:
+    """Texts, or their token ids, as token ids (n, length)."""
+    taken: dict[str, Sequence[int]] = {"BYTES": (), "INT32": (length,), "INT64": (length,)}
+    datatype, shape = _described(tensor, taken, "BYTES, one text each, or token ids as INT32 or INT64", max_texts, "text")
+    if datatype == "BYTES":
+        raw = _raw(tensor, tail)
+        try:
+            texts = tensor.get("data") if raw is None else _unpack_strings(raw)
+        except ValueError:  # not UTF-8, or cut off
+            texts = None
+        if not isinstance(texts, list) or len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
+            raise RequestError(f"shape {shape} needs as many texts in UTF-8; got {_short(texts)}")
+        return tokenizer.encode(texts, length)
+    ids = _numbers(tensor, tail, datatype, np.dtype("<i4" if datatype == "INT32" else "<i8"), shape)
+    if not bool(((ids >= 0) & (ids < len(tokenizer))).all()) or not bool(ids.any(axis=1).all()):
+        raise RequestError(f"token ids must be from 0 to {len(tokenizer) - 1}, and not all of a text 0, which is padding", status=422)
+    return ids.astype(np.int32)
+
+
+def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wanted: str, most: int, noun: str) -> tuple[str, list[int]]:
+    """Datatype and shape of an input, one of those that are ``taken`` (datatype -> shape of a sample)."""
+    name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
+    if not isinstance(name, str):
+        raise RequestError(f"the input needs a name; got {_short(name)}")
+    if not isinstance(datatype, str) or datatype not in taken:
+        raise RequestError(f"input {_short(name)} has datatype {_short(datatype)}; send {wanted}", status=422)
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; give a list of sizes")
+    if not shape or list(shape[1:]) != list(taken[datatype]) or shape[0] == 0:
+        takes = [-1, *taken[datatype]]
+        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; this service takes {takes}, at least one {noun}", status=422)
+    if shape[0] > most:
+        raise RequestError(f"{shape[0]} {noun}s in one request; at most {most} are taken, send several requests", status=413)
+    return datatype, shape
+
+
+def _raw(tensor: dict[str, Any], tail: bytes) -> bytes | None:
+    """The bytes of the one input, or None where it is JSON."""
+    if "binary_data_size" in _mapping(tensor.get("parameters", {}), "inputs[0].parameters"):
+        raw, rest = _take(tensor, tail)
+        if rest:
+            raise RequestError(f"the input has {len(raw)} bytes; {len(tail)} follow the header")
+        return raw
+    if tail:
+        raise RequestError(f"{len(tail)} bytes follow the JSON but the input has no 'binary_data_size'")
+    return None
+
+
+def _numbers(tensor: dict[str, Any], tail: bytes, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> npt.NDArray[Any]:
+    raw = _raw(tensor, tail)
+    if raw is None:
+        return _from_json(tensor.get("data"), datatype, dtype, shape)
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        raise RequestError(f"shape {shape} of {datatype} needs {math.prod(shape) * dtype.itemsize} bytes; {len(tail)} follow the header")
+    return np.frombuffer(raw, dtype=dtype).reshape(shape)
+
+
+def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int]) -> npt.NDArray[Any]:
     try:
         values = np.asarray(data, dtype=np.float64).ravel()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -185,6 +232,8 @@ def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int])
         raise RequestError(f"shape {shape} needs {math.prod(shape)} numbers; 'data' holds {values.size}")
     if datatype == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):
         raise RequestError("UINT8 data must be whole numbers from 0 to 255", status=422)
+    if dtype.kind == "i" and not bool(((np.abs(values) < 2**31) & (values == np.floor(values))).all()):
+        raise RequestError(f"{datatype} data must be whole numbers", status=422)
     if bool((np.abs(values) > np.finfo(np.float32).max).any()):
         raise RequestError("the images hold values beyond FP32; send finite pixels", status=422)
     return values.astype(dtype).reshape(shape)
@@ -221,6 +270,8 @@ def _unpack_strings(raw: bytes) -> list[str]:
     texts, position = [], 0
     while position < len(raw):
         length = int.from_bytes(raw[position : position + 4], "little")
+        if position + 4 + length > len(raw):
+            raise ValueError("a text is cut off")
         texts.append(raw[position + 4 : position + 4 + length].decode())
         position += 4 + length
     return texts

@@ -17,9 +17,10 @@ from code_ray.artifact import RunDirectory
 from code_ray.blocks import ExecutionMode
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
 from code_ray.runner import Leg, LegRunner, leg_modules, walk
-from code_ray.service import Preprocessing, Service, ServiceSpec
+from code_ray.service import Service, ServiceSpec
 from deployments.config import ProviderOptions
 from deployments.routes import hosted_paths
 from deployments.stores import load_own_services, outline
@@ -105,10 +106,11 @@ class Hosting:
                     last = index == len(legs) - 1
                     if before is None:
                         call = _from_images(runner, services[path.local].spec.preprocessing, last)
-                        shape = services[path.local].spec.preprocessing.image_shape
+                        shape = services[path.local].spec.preprocessing.sample_shape
+                        example = services[path.local].spec.preprocessing.noise(max(self._sizes))
                     else:
                         call, shape = _from_activations(runner, last), leg_out_shape(before, path, services)
-                    example = self._example(shape, images=before is None)
+                        example = to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
                     # The same blocks with other links take as long.
                     seconds, size = measured.get((str(path), index)) or fastest_size(
                         partial(_seconds_an_image, call, example, clock), self._sizes
@@ -116,14 +118,9 @@ class Hosting:
                     guest = plan.placement[path.local] != self._name
                     takes, gives = example[:1].nbytes, call(example[:1]).nbytes
                     packing = (takes + gives) * self._pack_seconds_per_byte
-                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives)
+                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives, example.dtype)
             before = leg
         return made
-
-    def _example(self, shape: tuple[int, ...], images: bool) -> Array:
-        if images:
-            return np.zeros((max(self._sizes), *shape), np.uint8)
-        return to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
 
 
 def to_wire(value: torch.Tensor) -> Array:
@@ -138,7 +135,7 @@ def from_wire(value: Array) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if value.dtype == np.int16 else tensor
 
 
-def _from_images(runner: LegRunner, preprocessing: Preprocessing, last: bool) -> Callable[[Array], Array]:
+def _from_images(runner: LegRunner, preprocessing: Preprocessing | TextPreprocessing, last: bool) -> Callable[[Array], Array]:
     return lambda images: _output(runner, preprocessing.apply(images), last)
 
 
@@ -159,7 +156,7 @@ def _measure_packing(size: int = 8 << 20) -> float:
 
 
 def _fastest_mode(service: Service, device: str) -> ExecutionMode:
-    value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
+    value = service.boundaries[0].noise(MODE_BATCH_SIZE)
     seconds = {}
     for mode in candidate_modes(device):
         seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)

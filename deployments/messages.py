@@ -13,7 +13,7 @@ from starlette.responses import Response
 from code_ray.errors import RequestError
 from code_ray.pictures import PICTURE_TYPES
 from code_ray.service import ServiceSpec
-from code_ray.wire import INPUT
+from code_ray.wire import INPUT, TEXT_INPUT
 
 VERSION = "1"
 """Of every service: a plan serves one version of each. Routes with ``/versions/1`` are those without it."""
@@ -66,13 +66,19 @@ def error_response(error: RequestError) -> Response:
     return json_response({"error": str(error)}, error.status, headers)
 
 
+def _input(spec: ServiceSpec) -> dict[str, Any]:
+    if spec.vocabulary is not None:
+        return {"name": TEXT_INPUT, "datatype": "BYTES", "shape": [-1]}
+    return {"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.sample_shape]}
+
+
 def service_metadata(spec: ServiceSpec, parameters: dict[str, Any]) -> dict[str, Any]:
     """The protocol's metadata of a service; ``parameters`` are what the router says of it."""
     return {
         "name": spec.name,
         "versions": [VERSION],
         "platform": "code_ray",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.image_shape]}],
+        "inputs": [_input(spec)],
         "outputs": [
             {"name": "logits", "datatype": "FP32", "shape": [-1, len(spec.labels)]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},

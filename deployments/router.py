@@ -124,12 +124,14 @@ class Router:
         key = self._let_in(request, service)
         spec = self._spec(service)
         body = await read_body(request, self._options.max_request_bytes)
-        shape = spec.preprocessing.image_shape
+        shape = spec.preprocessing.sample_shape
         if media_type_of(request) in PICTURE_TYPES:
             # In a thread: a large photograph takes a while, and others wait.
             infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape))
         else:
-            infer = decode_request(body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images)
+            taken = body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images, spec.vocabulary
+            # Making tokens of many texts takes a while too.
+            infer = decode_request(*taken) if spec.vocabulary is None else await asyncio.to_thread(decode_request, *taken)
         self._gate.charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
         content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)

@@ -219,7 +219,11 @@ def _space(config: SearchConfig, services: Mapping[str, Service], public: Mappin
     hosts = {name: public[name].num_blocks for name in config.hosts}
     # Of other parties' services no shape is known.
     sides = {name: service.sides for name, service in services.items()}
-    return PathSpace(config.local, local.num_blocks, hosts, config.kinds, config.min_lout, config.ranks, sides, config.hosts_per_path)
+    forms = {name: services[name].forms if name in services else told.forms_beside(local) for name, told in public.items()}
+    if other := [name for name in hosts if public[name].modality != public[config.local].modality]:
+        raise ConfigError(f"{other[0]!r} is for {public[other[0]].modality}s, unlike {config.local!r}: no link leads there; take it out")
+    bounds = config.kinds, config.min_lout, config.ranks
+    return PathSpace(config.local, local.num_blocks, hosts, *bounds, sides, config.hosts_per_path, forms)
 
 
 def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:
@@ -230,6 +234,8 @@ def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[In
     for path in paths:
         if path.kind == "original" or (path.hosts and path.lout < space.min_lout):
             raise PathError(f"vector {list(path.vector)} in 'vectors' is not in the space that 'min_lout' leaves; take it out")
+        if not space.joins(path):
+            raise PathError(f"vector {list(path.vector)} in 'vectors' asks for a link that leads nowhere (see docs/search.md); take it out")
     return paths
 
 
@@ -243,6 +249,7 @@ def _profile(config: SearchConfig, run: RunDirectory, inputs: Inputs, say: Calla
     paths = inputs.vectors or inputs.space.link_paths()
     # A control may need a link that no path of the space has.
     controls = [c for p in paths if p.kind == "cross" for role, c in control_paths(p).items() if role != "random_host"]
+    controls = list(filter(inputs.space.joins, controls))
     measured = [measure_times([*paths, *controls], inputs.services, config.placement, say)]
     for provider, party in inputs.parties.items():
         measured.append(party.measure(_survey(config, inputs, provider, [*paths, *controls])))
