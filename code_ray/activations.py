@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from code_ray.blocks import ExecutionMode
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.runner import LegRunner
 from code_ray.service import Service
 
@@ -19,7 +19,7 @@ BATCH = 64
 class Activations:
     """Logits of one service for ``images``, in the mode of its server; a cache and nothing more."""
 
-    def __init__(self, service: Service, images: UInt8Array, mode: ExecutionMode, device: str = "cpu") -> None:
+    def __init__(self, service: Service, images: SampleArray, mode: ExecutionMode, device: str = "cpu") -> None:
         self.images = images
         self._service = service
         self._mode = mode

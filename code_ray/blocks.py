@@ -22,6 +22,9 @@ from code_ray.errors import ServiceError
 
 Shape = tuple[int, ...]
 
+NOISE_TOKENS = 1000
+"""Every vocabulary has so many."""
+
 
 @dataclass(frozen=True, order=True)
 class ExecutionMode:
@@ -38,8 +41,9 @@ class ExecutionMode:
         return f"{self.dtype}{'+channels_last' if self.channels_last else ''}"
 
     def cast(self, value: Tensor) -> Tensor:
-        """``value`` in this mode's number format and, where it is a batch of maps, its memory layout."""
-        value = value.to(self.torch_dtype)
+        """``value`` in this mode's number format and, where it is a batch of maps, its memory layout; token ids stay whole numbers."""
+        if value.is_floating_point():
+            value = value.to(self.torch_dtype)
         if self.channels_last and value.dim() == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
@@ -47,10 +51,30 @@ class ExecutionMode:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What crosses between two blocks: shape per sample, and whether it is never negative (post-ReLU)."""
+    """What crosses between two blocks: shape per sample, and whether it is never negative (post-ReLU).
+
+    ``vocabulary``: of token ids, their vocabulary's name. ``masked``: of sequences, whether the last channel is a mask (``sequences``).
+    """
 
     shape: Shape
     nonnegative: bool
+    vocabulary: str | None = None
+    masked: bool = False
+
+    @property
+    def form(self) -> str:
+        """What decides between which boundaries links lead (``links.joins``): token ids, a sequence, or the values of a vector or map."""
+        if self.vocabulary is not None:
+            return f"tokens {self.shape[0]} {self.vocabulary}"
+        if len(self.shape) == 2:
+            return f"{'masked ' if self.masked else ''}sequence {self.shape[0]}"
+        return "values"
+
+    def noise(self, count: int) -> Tensor:
+        """``count`` samples that say nothing, (count, *shape), to be timed: ids of tokens, or floats in 0..1."""
+        if self.vocabulary is not None:
+            return torch.randint(1, NOISE_TOKENS, (count, *self.shape), dtype=torch.int32)
+        return torch.rand(count, *self.shape)
 
 
 def cut_layers(model: nn.Sequential, starts: Sequence[int]) -> nn.ModuleList:
@@ -82,19 +106,20 @@ def content_hash(module: nn.Module) -> str:
 
 
 @torch.inference_mode()
-def measure_boundaries(blocks: nn.ModuleList, example: Tensor) -> tuple[Boundary, ...]:
-    """Boundaries 0..N of ``blocks`` for a batch of example inputs.
+def measure_boundaries(blocks: nn.ModuleList, example: Tensor, vocabulary: str | None = None) -> tuple[Boundary, ...]:
+    """Boundaries 0..N of ``blocks`` for a batch of example inputs; token ids of a ``vocabulary``, where they are that.
 
     Raises:
         ServiceError: where a block returns something other than one batched tensor.
     """
-    boundaries = [Boundary(tuple(example.shape[1:]), nonnegative=bool((example >= 0).all()))]
+    boundaries = [Boundary(tuple(example.shape[1:]), nonnegative=bool((example >= 0).all()), vocabulary=vocabulary)]
     value = example
     for number, block in enumerate(blocks, start=1):
         value = block(value)
         if not isinstance(value, Tensor) or value.shape[0] != example.shape[0]:
             raise ServiceError(f"block {number} does not return one tensor of batch size {example.shape[0]}; cut elsewhere")
-        boundaries.append(Boundary(tuple(value.shape[1:]), nonnegative=bool((value >= 0).all())))
+        masked = vocabulary is not None and value.dim() == 3
+        boundaries.append(Boundary(tuple(value.shape[1:]), nonnegative=bool((value >= 0).all()), masked=masked))
     return tuple(boundaries)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 
 from code_ray.artifact import write_bytes
 from code_ray.blocks import ExecutionMode
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.errors import ArtifactError
 from code_ray.links import Link
 from code_ray.path import InferencePath, Segment
@@ -38,7 +38,7 @@ def calibrated_legs(path: InferencePath, plan: Plan) -> list[tuple[int, Leg]]:
 
 
 def save_calibrations(
-    plan: Plan, services: Mapping[str, Service], images: UInt8Array, modes: Callable[[str], ExecutionMode], stores_dir: Path
+    plan: Plan, services: Mapping[str, Service], images: SampleArray, modes: Callable[[str], ExecutionMode], stores_dir: Path
 ) -> None:
     """Write the inputs of every leg that a host may have to fit again, computed from ``images`` uint8 (n, *image_shape). Behind a service
     that is not among ``services``, because it stays elsewhere, none are known.

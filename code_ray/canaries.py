@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from code_ray.artifact import write_bytes
+from code_ray.data import SampleArray
 from code_ray.errors import ArtifactError, IntegrityError, PlanError
 
 COUNT = 8
@@ -30,9 +31,9 @@ _IMAGES, _LOGITS = "images", "logits."
 
 @dataclass(frozen=True, eq=False)
 class Canaries:
-    """``images`` uint8 (n, *image_shape), ``logits`` float32 (n, classes) by the id of a path's links: what it answers before any gate."""
+    """``images`` as requests carry them, uint8 (n, *image_shape) or int32 (n, tokens), ``logits`` float32 (n, classes) by the id of a path's links: what it answers before any gate."""
 
-    images: npt.NDArray[np.uint8]
+    images: SampleArray
     logits: Mapping[str, npt.NDArray[np.float32]]
 
     def difference(self, links_id: str, answer: npt.NDArray[Any]) -> float:

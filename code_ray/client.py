@@ -1,9 +1,10 @@
-"""Clients of a running deployment, with and without asyncio: images in, labels, logits and the path taken out."""
+"""Clients of a running deployment, with and without asyncio: images or texts in, labels, logits and the path taken out."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -25,9 +26,12 @@ RETRIES = 30
 """A server that was lost is back in half a minute; ``timeout_s`` ends a call before that where it is less."""
 
 
+Samples = npt.NDArray[Any] | Sequence[str]
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """Answers for n images: ``labels`` by name, ``logits`` (n, classes), and the id of the ``path`` that made them."""
+    """Answers for n samples: ``labels`` by name, ``logits`` (n, classes), and the id of the ``path`` that made them."""
 
     labels: list[str]
     logits: npt.NDArray[np.float32]
@@ -99,13 +103,13 @@ class Client:
     def predict(
         self,
         service: str,
-        images: npt.NDArray[np.uint8],
+        samples: Samples,
         *,
         path: str | None = None,
         min_accuracy: float | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
-        """Classify ``images``, uint8 (n, *image_shape), with ``service``.
+        """Classify ``samples`` with ``service``: images, uint8 (n, *image_shape), or texts, or token ids of texts, int32 (n, tokens).
 
         ``path`` asks for one of its paths by id, ``min_accuracy`` (a fraction) for one that is so accurate, ``deadline_ms`` for an
         answer within so many milliseconds of its arrival at the server.
@@ -113,7 +117,7 @@ class Client:
         Raises:
             RequestError: with the HTTP ``status`` the server answered; 503 where it cannot be reached, 504 past the timeout.
         """
-        body, headers = encode_request(_checked(images), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
+        body, headers = encode_request(_checked(samples), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
         response = self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
 
@@ -163,14 +167,14 @@ class AsyncClient:
     async def predict(
         self,
         service: str,
-        images: npt.NDArray[np.uint8],
+        samples: Samples,
         *,
         path: str | None = None,
         min_accuracy: float | None = None,
         deadline_ms: float | None = None,
     ) -> Prediction:
         """See ``Client.predict``."""
-        body, headers = encode_request(_checked(images), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
+        body, headers = encode_request(_checked(samples), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
         response = await self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
 
@@ -212,11 +216,16 @@ def _key_header(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
-def _checked(images: object) -> npt.NDArray[np.uint8]:
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim < 2:
-        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise RequestError(f"images are {found}; give a uint8 array (n, height, width) or (n, height, width, 3)", status=422)
-    return images
+def _checked(samples: Any) -> Samples:
+    is_array = isinstance(samples, np.ndarray)
+    if is_array and (samples.dtype == np.uint8 or (samples.dtype == np.int32 and samples.ndim == 2)) and samples.ndim >= 2:
+        return np.asarray(samples)
+    if isinstance(samples, list | tuple) and samples and all(isinstance(text, str) for text in samples):
+        return samples
+    found = f"{samples.dtype} {samples.shape}" if is_array else type(samples).__name__
+    raise RequestError(
+        f"images are {found}; give a uint8 array (n, height, width) or (n, height, width, 3), or a list of texts", status=422
+    )
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from code_ray.data import SampleArray
 from code_ray.path import InferencePath, Segment
 from code_ray.service import Service, build_service
 from code_ray.zoo import BUILDERS
@@ -19,17 +18,17 @@ RANDOM_SEEDS = 982_451_653
 """Random hosts draw from seeds of their own: from the seed a host was trained with they would be its initial weights."""
 
 
-def random_host(host: Service, images: npt.NDArray[np.uint8] | None, seed: int = 0) -> Service:
+def random_host(host: Service, images: SampleArray | None, seed: int = 0) -> Service:
     """The host's architecture with fresh random weights, its batch norms calibrated on ``images``.
 
-    images: uint8 (n, H, W) or (n, H, W, 3), the local service's calibration images; noise where the host may not see them. Without
+    images: uint8 (n, H, W) or (n, H, W, 3), or token ids, the local service's calibration images; noise where the host may not see them. Without
     calibration a deep random network fades to a constant and the control would be too easy to beat.
     """
     with torch.random.fork_rng():
         torch.manual_seed(RANDOM_SEEDS + seed)
         blocks = BUILDERS[host.spec.builder](**host.spec.builder_args)
     blocks.eval()  # dropout would draw random numbers; batch norms are put in training one by one
-    inputs = host.preprocess(_noise(host, 256) if images is None else images)
+    inputs = host.preprocess(host.spec.preprocessing.noise(256) if images is None else images)
     norms = [module for module in blocks.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -41,11 +40,8 @@ def random_host(host: Service, images: npt.NDArray[np.uint8] | None, seed: int =
             for block in blocks:
                 value = block(value)
     spec = host.spec
-    return build_service(host.name + RANDOM_SUFFIX, spec.builder, spec.builder_args, blocks, spec.preprocessing, spec.labels, _noise(host))
-
-
-def _noise(host: Service, count: int = 8) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (count, *host.spec.preprocessing.image_shape), dtype=np.uint8)
+    noise, name = spec.preprocessing.noise(8), host.name + RANDOM_SUFFIX
+    return build_service(name, spec.builder, spec.builder_args, blocks, spec.preprocessing, spec.labels, noise)
 
 
 def control_paths(path: InferencePath) -> dict[str, InferencePath]:

@@ -1,13 +1,14 @@
-"""Labelled image data by name, split the same way every time.
+"""Labelled images and texts by name, split the same way every time.
 
 ======================  =====================================  ======================
 name                    source                                 train / val / test
 ======================  =====================================  ======================
 ``digits``              scikit-learn, bundled (1,797 images)   900 / 300 / 597
 ``fashion-mnist``       idx files on disk, or torchvision      55,000 / 5,000 / 10,000
+``vader-sentences``     vaderSentiment's sources, by pip       14,348 / 2,500 / 2,500
 ======================  =====================================  ======================
 
-Images are uint8 arrays of shape (n, 28, 28), labels int64 of shape (n,). Validation is what a search
+Images are uint8 arrays of shape (n, 28, 28), texts token ids, int32 of shape (n, tokens), labels int64 of shape (n,). Validation is what a search
 selects on, test is touched once (DESIGN 2.5).
 """
 
@@ -19,6 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ import numpy.typing as npt
 from code_ray.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
+SampleArray = npt.NDArray[Any]
+"""Samples as requests carry them: images uint8 (n, *image_shape), or texts as token ids int32 (n, tokens)."""
 Int64Array = npt.NDArray[np.int64]
 
 SPLIT_SEED = 20240817
@@ -48,9 +52,9 @@ FASHION_LABELS = (
 
 @dataclass(frozen=True)
 class Split:
-    """Images (n, 28, 28) uint8, labels (n,) int64, and where each one stood in its source."""
+    """Images (n, 28, 28) uint8, or texts as token ids (n, tokens) int32; labels (n,) int64, and where each one stood in its source."""
 
-    images: UInt8Array
+    images: SampleArray
     labels: Int64Array
     indices: Int64Array
 
@@ -88,8 +92,8 @@ def load_data(name: str) -> DataSet:
     return DATA_SETS[name]()
 
 
-def shuffled(images: UInt8Array, labels: Int64Array, cuts: Sequence[int]) -> list[Split]:
-    """Labelled images in an order by chance that is always the same, parted at ``cuts``."""
+def shuffled(images: SampleArray, labels: Int64Array, cuts: Sequence[int]) -> list[Split]:
+    """Labelled samples in an order by chance that is always the same, parted at ``cuts``."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels)).astype(np.int64)
     return [Split(images[i], labels[i], i) for i in np.split(order, cuts)]
 
@@ -156,4 +160,10 @@ def _read_idx(file: Path, dimensions: int) -> UInt8Array:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-DATA_SETS: dict[str, Callable[[], DataSet]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+def _sentences() -> DataSet:
+    from code_ray.sentences import load_sentences
+
+    return load_sentences()
+
+
+DATA_SETS: dict[str, Callable[[], DataSet]] = {"digits": _digits, "fashion-mnist": _fashion_mnist, "vader-sentences": _sentences}

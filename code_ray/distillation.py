@@ -1,6 +1,7 @@
 """A small network of a service's own, distilled from it: what its owner would try before borrowing anything (DESIGN 4).
 
-Three convolutions that halve the resolution each, with batch norms and ReLUs, and a linear layer. Gated like a path: what it is not
+Three convolutions that halve the resolution each, with batch norms and ReLUs, and a linear layer; for text embeddings, a convolution over
+three tokens, and a linear layer on what is left of all tokens. Gated like a path: what it is not
 sure of the original answers.
 """
 
@@ -21,6 +22,8 @@ from code_ray.data import Split
 from code_ray.profiling import BATCH_SIZES, fastest_size, time_modules
 from code_ray.runner import LegRunner
 from code_ray.service import Service
+from code_ray.text_blocks import PooledHead, Stem
+from code_ray.tokenizer import get_tokenizer
 from code_ray.training import Trainer, distillation_loss
 
 CHANNELS = (16, 32)
@@ -45,13 +48,20 @@ class SmallNetwork:
 
 
 def small_network(service: Service, channels: int) -> nn.Sequential:
-    """An untrained one for what ``service`` takes, (n, *in_shape) floats, to its logits."""
+    """An untrained one for what ``service`` takes, (n, *in_shape) floats or token ids, to its logits."""
+    if service.boundaries[0].vocabulary is not None:
+        return _small_text_network(service, service.boundaries[0].vocabulary, channels)
     widths = (service.boundaries[0].shape[0], channels, 2 * channels, 4 * channels)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     classes = service.boundaries[-1].shape[0]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(HEAD_GRID), nn.Flatten(), nn.Linear(widths[-1] * HEAD_GRID**2, classes))
+
+
+def _small_text_network(service: Service, vocabulary: str, channels: int) -> nn.Sequential:
+    stem = Stem(len(get_tokenizer(vocabulary)), channels, 4 * channels)
+    return nn.Sequential(stem, PooledHead(4 * channels, service.boundaries[-1].shape[0]))
 
 
 def distil(trainer: Trainer, channels: int, seed: int, epochs: int = EPOCHS) -> SmallNetwork:
@@ -77,7 +87,7 @@ def distil(trainer: Trainer, channels: int, seed: int, epochs: int = EPOCHS) -> 
     mode = trainer.modes(trainer.placement[service.name])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds, _ = fastest_size(partial(time_modules, [network], service.boundaries[0].shape, mode), BATCH_SIZES)
+    seconds, _ = fastest_size(partial(time_modules, [network], service.boundaries[0], mode), BATCH_SIZES)
     torch.set_num_threads(threads)
     logits = _answers(LegRunner([network], mode), service, trainer.data.validation)
     return SmallNetwork(seconds, logits, sum(p.numel() for p in network.parameters()), spent)

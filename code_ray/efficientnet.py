@@ -7,9 +7,6 @@ is read, it is read with ``weights_only=True``, and what is used from then on is
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +14,8 @@ import numpy as np
 import torch
 
 from code_ray.errors import IntegrityError, ServiceError
-from code_ray.service import Preprocessing, build_service
+from code_ray.preprocessing import Preprocessing
+from code_ray.service import build_service, save_once
 from code_ray.zoo import build_efficientnet_lite0
 
 SOURCE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -51,16 +49,7 @@ def convert_efficientnet_lite0(folder: Path) -> Path:
     # Boundaries are measured on noise: any image shows which tensors are clipped at zero.
     noise = np.random.default_rng(0).integers(0, 256, (8, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     service = build_service("efficientnet-lite0", "efficientnet_lite0", {}, blocks, preprocessing, _imagenet_labels(), noise)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
-    service.save(staging)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        # Another process finished the same conversion first; theirs is as good.
-        shutil.rmtree(staging)
-        if not (folder / "service.json").exists():
-            raise
+    save_once(service, folder)
     return folder
 
 

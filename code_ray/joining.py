@@ -21,8 +21,9 @@ from code_ray.links import Link
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, PlannedTask, PlannedTrunk, load_links, read_plan
 from code_ray.policy import ORIGINAL
+from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.runner import Bounded, Outline, fan_out, walk
-from code_ray.service import Preprocessing, Service
+from code_ray.service import Service
 from code_ray.trunk import Trunk, shared_trunk, trunk_of
 from code_ray.zoo import stored_spec
 
@@ -129,7 +130,7 @@ def _share(plan: Plan, chosen: tuple[PlannedPath, ...] | list[PlannedPath]) -> b
     return len(hashes) == 1 and all(branch[0].provider == fan.stem[-1].provider for branch in fan.branches)
 
 
-def _check_frames(plan: Plan, run: RunDirectory, name: str, preprocessing: Preprocessing) -> None:
+def _check_frames(plan: Plan, run: RunDirectory, name: str, preprocessing: Preprocessing | TextPreprocessing) -> None:
     spec = stored_spec(plan.local, run.stores_dir / plan.placement[plan.local])
     if spec.preprocessing != preprocessing:
         raise PlanError(

@@ -81,7 +81,7 @@ class LinkInputs:
         self._dtype = self._modes(legs[-1].provider).torch_dtype if legs else torch.float32
 
     def rows(self, split: str, indices: Tensor) -> Tensor:
-        """Inputs of the link for images ``indices`` of a split, (n, *shape) float32."""
+        """Inputs of the link for images ``indices`` of a split, (n, *shape) float32, or int32 token ids."""
         size = self._source.size(split)
         if too_many(size, self._shape):
             return self._runner(self._source.take(split, indices))
@@ -89,10 +89,12 @@ class LinkInputs:
         if kept is None or len(kept) < wanted:
             started = time.monotonic()
             missing = self._source.take(split, slice(0 if kept is None else len(kept), wanted))
-            new = self._runner(missing).to(self._dtype)
+            new = self._runner(missing)
+            new = new.to(self._dtype) if new.is_floating_point() else new  # token ids are no such numbers
             kept = self._kept[split] = new if kept is None else torch.cat([kept, new])
             self.seconds[split] = self.seconds.get(split, 0.0) + time.monotonic() - started
-        return kept[indices].float()
+        found = kept[indices]
+        return found.float() if found.is_floating_point() else found
 
     def of(self, value: Tensor) -> Tensor:
         """Inputs of the link for what the source would give, which nobody keeps."""

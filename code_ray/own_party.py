@@ -13,11 +13,12 @@ from torch import Tensor
 from code_ray.activations import in_batches, run_blocks
 from code_ray.blocks import Boundary, ExecutionMode, Shape, content_hash
 from code_ray.controls import RANDOM_SUFFIX, random_host
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.descent import Descent
 from code_ray.errors import LinkError
+from code_ray.link_fit import fit_link
 from code_ray.link_inputs import LinkInputs, Source
-from code_ray.links import Link, fit_link
+from code_ray.links import Link
 from code_ray.party import Array, Invitation, PublicService, Rows, Survey, writeable
 from code_ray.path import LinkSlot
 from code_ray.plan import load_links, save_links
@@ -102,7 +103,7 @@ class OwnParty:
         for name in services:
             self.services[name].verify()
 
-    def make_random(self, host: str, seed: int, images: UInt8Array | None) -> None:
+    def make_random(self, host: str, seed: int, images: SampleArray | None) -> None:
         name = host + RANDOM_SUFFIX
         if name not in self.services:
             self.services[name] = random_host(self.services[host], images, seed)
@@ -113,13 +114,14 @@ class OwnParty:
         self._received = {**dict(list(self._received.items())[1 - MAX_ORIGINS :]), origin: found}
         return found
 
-    def expected(self, service: str, position: int, images: UInt8Array) -> Tensor:
+    def expected(self, service: str, position: int, images: SampleArray) -> Tensor:
         """What the block behind a position of one of its services is given for ``images``, (n, *shape) float32. Small ones are kept,
         since many paths lead to one block.
         """
         own, key = self.services[service], (service, position, hashlib.sha256(images.tobytes()).digest())
         if key in self._expected:
-            return self._expected[key].float()
+            kept = self._expected[key]
+            return kept.float() if kept.is_floating_point() else kept
         found = run_blocks(own, 0, position, own.preprocess(images), self.mode(service), self.device)
         # What a bfloat16 server makes loses nothing in bfloat16, and takes half the room; an image as it comes in is its own.
         kept = found.to(self.mode(service).torch_dtype) if position else found
@@ -167,7 +169,7 @@ class OwnPart:
     def receive(self, number: int, split: str, value: Array) -> None:
         self._arriving.add(split, self._taken(self._stretch_of(number), value))
 
-    def fit(self, number: int, rows: Rows, target: Array | None, images: UInt8Array | None, value: Array | None) -> None:
+    def fit(self, number: int, rows: Rows, target: Array | None, images: SampleArray | None, value: Array | None) -> None:
         link, (name, position) = self.links[f"link{number}"], self.path.link_slots[number].target
         if target is not None:
             wanted = _tensor(target, link.spec.out_shape)
@@ -257,17 +259,20 @@ class OwnPart:
         """What came from another party, found to be what may come there."""
         step = stretch.legs[0].steps[0]
         if isinstance(step, LinkSlot):
-            return _tensor(value, self.links[step.key].spec.in_shape)
-        return _tensor(value, self._party.services[step.service].boundaries[step.start].shape)
+            spec = self.links[step.key].spec
+            return _tensor(value, spec.in_shape, tokens=spec.tokens)
+        boundary = self._party.services[step.service].boundaries[step.start]
+        return _tensor(value, boundary.shape, tokens=boundary.vocabulary is not None)
 
 
-def _tensor(value: Array, shape: Shape) -> Tensor:
-    if value.dtype != np.float32 or value.shape[1:] != shape:
-        raise LinkError(
-            f"{value.dtype} {value.shape} came where float32 (n, {', '.join(map(str, shape))}) was declared; the parties' services differ"
-        )
+def _tensor(value: Array, shape: Shape, tokens: bool = False) -> Tensor:
+    dtype = np.int32 if tokens else np.float32
+    if value.dtype != dtype or value.shape[1:] != shape:
+        declared = f"{np.dtype(dtype)} (n, {', '.join(map(str, shape))})"
+        raise LinkError(f"{value.dtype} {value.shape} came where {declared} was declared; the parties' services differ")
     return torch.from_numpy(writeable(value))
 
 
 def _array(value: Tensor) -> Array:
-    return np.asarray(value.detach().cpu().float().contiguous().numpy())
+    value = value.detach().cpu()
+    return np.asarray((value.float() if value.is_floating_point() else value).contiguous().numpy())

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from code_ray.data import load_data
+from code_ray.data import SampleArray, load_data
 from code_ray.errors import CodeRayError, ConfigError, ServiceError, first_problem
 from code_ray.libraries import build_model
-from code_ray.service import Preprocessing, Service, build_service, services_dir
+from code_ray.preprocessing import Preprocessing
+from code_ray.service import Service, build_service, services_dir
 from code_ray.splitting import cut_at, split
 
 BUILDER = "split_model"
@@ -46,7 +45,7 @@ def make_service(
     name: str,
     model: nn.Module,
     built_by: str,
-    images: npt.NDArray[np.uint8],
+    images: SampleArray,
     preprocessing: Preprocessing,
     labels: Sequence[str],
     model_args: Mapping[str, Any] | None = None,

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from code_ray.blocks import Boundary
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.path import InferencePath, parse_path
 from code_ray.profiling import Times
 from code_ray.service import Service
 
-Array = npt.NDArray[np.float32]
-"""What goes between parties: (n, *shape) float32, the shape that of the boundary where it crosses."""
+Array = npt.NDArray[Any]
+"""What goes between parties: (n, *shape) float32, or int32 token ids, the shape that of the boundary where it crosses."""
 
 Rows = npt.NDArray[np.int64]
 """Numbers of images in a split."""
@@ -39,13 +39,21 @@ class PublicService(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     content_hash: str
-    modality: Literal["image"] = "image"
+    modality: Literal["image", "text"] = "image"
     num_blocks: int
 
     @classmethod
     def of(cls, service: Service) -> PublicService:
         """The record of a service."""
-        return cls(content_hash=service.content_hash, num_blocks=service.num_blocks)
+        modality: Literal["image", "text"] = "image" if service.boundaries[0].vocabulary is None else "text"
+        return cls(content_hash=service.content_hash, modality=modality, num_blocks=service.num_blocks)
+
+    def forms_beside(self, local: Service) -> tuple[str, ...]:
+        """What may cross at its boundaries (``Boundary.form``): one for text takes the tokens of ``local``, or nothing of it can be used."""
+        if self.modality == "image":
+            return ("values",) * (self.num_blocks + 1)
+        tokens, inside = local.forms[:2] if local.boundaries[0].vocabulary is not None else ("tokens", "masked sequence")
+        return (tokens, *(inside,) * (self.num_blocks - 1), "values")
 
 
 class Survey(BaseModel):
@@ -108,7 +116,7 @@ class Part(Protocol):
     def receive(self, number: int, split: str, value: Array) -> None:
         """Keep what reaches the stretch of link ``number`` for the next images of a split."""
 
-    def fit(self, number: int, rows: Rows, target: Array | None, images: UInt8Array | None, value: Array | None) -> None:
+    def fit(self, number: int, rows: Rows, target: Array | None, images: SampleArray | None, value: Array | None) -> None:
         """Fit link ``number`` by least squares to ``target``, or to what the block behind it expects for calibration ``images``.
 
         Raises:
@@ -180,5 +188,5 @@ class Party(Protocol):
             IntegrityError: naming the block that changed.
         """
 
-    def make_random(self, host: str, seed: int, images: UInt8Array | None) -> None:
+    def make_random(self, host: str, seed: int, images: SampleArray | None) -> None:
         """Make the random-weight control of a host, where it is not there yet; calibrated on ``images``, else on noise."""

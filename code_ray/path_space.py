@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import numpy.typing as npt
 
 from code_ray.errors import PathError
+from code_ray.links import joins
 from code_ray.path import InferencePath, Kind, path_from_vector
 from code_ray.throughput import FloatArray
 
@@ -28,6 +29,8 @@ KINDS: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
 
 Rows = npt.NDArray[np.int16]
 
+Pairs = npt.NDArray[np.int64]
+
 Visit = tuple[int, int, int]
 """The columns of one host on the way: host, hin, hout."""
 
@@ -35,6 +38,7 @@ Sides = Mapping[str, Sequence[int]]
 """Service -> side of the map at each of its boundaries, 1 for a vector. Of a service that is not named nothing is known."""
 
 
+Forms = Mapping[str, Sequence[str]]  # service -> what crosses at each of its boundaries (``Boundary.form``)
 HOSTLESS, HEADLESS = 0, 1
 """Columns of features that say whether a path is without a host, without the local head."""
 
@@ -57,7 +61,8 @@ class PathSpace:
 
     ``hosts`` gives the number of blocks of each host, head included; a path goes through at most ``hosts_per_path`` of them, one after
     the other. ``min_lout`` keeps raw inputs (lout = 0) at home; it binds paths that leave the local server. Links to logits have no
-    reduced form. ``sides`` lets features say how far a link enlarges or reduces maps.
+    reduced form. ``sides`` lets features say how far a link enlarges or reduces maps. ``forms`` say between which boundaries links lead
+    (``links.joins``); of services that they do not name links lead everywhere.
     """
 
     local: str
@@ -68,6 +73,7 @@ class PathSpace:
     ranks: tuple[int | None, ...] = (None,)
     sides: Sides = field(default_factory=dict)
     hosts_per_path: int = 1
+    forms: Forms = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(map(_size, self._parts()))
@@ -111,7 +117,12 @@ class PathSpace:
             return False
         ranks = self.ranks if path.ends_in_head else (None,)
         few = len(path.hosts) <= self.hosts_per_path
-        return same == path and few and path.rank in ranks and (not path.hosts or path.lout >= self.min_lout)
+        inside = same == path and few and path.rank in ranks and (not path.hosts or path.lout >= self.min_lout)
+        return inside and self.joins(path)
+
+    def joins(self, path: InferencePath) -> bool:
+        """Whether a link leads wherever ``path`` needs one."""
+        return all(joins(self._form(*slot.source), self._form(*slot.target)) for slot in path.link_slots)
 
     def siblings(self, row: Rows) -> Rows:
         """All rows that leave the local service where ``row``, which has a host, does, for the same block of that host."""
@@ -120,7 +131,8 @@ class PathSpace:
             if hosts and hosts[0] == row[HOST]:
                 first, *others = runs
                 part = kind, hosts, ends[ends[:, 0] == row[LOUT]], [first[first[:, 0] == row[HIN]], *others], ranks
-                found.append(self._product(part, 0, _size(part)))
+                if size := _size(part):
+                    found.append(self._product(part, 0, size))
         return np.concatenate(found)
 
     def link_paths(self) -> list[InferencePath]:
@@ -131,9 +143,9 @@ class PathSpace:
             entries = [(lout, hin, blocks - 1) for lout in range(least, n) for hin in range(1, blocks)]
             vectors += [((name,), entry) for entry in entries if "probe" in self.kinds]
             vectors += [((name,), (*entry, n - 1)) for entry in entries if "cross" in self.kinds and entry[0] < n - 1]
-            vectors += [((name,), (least, 1, hout)) for hout in range(1, blocks) if "probe" in self.kinds]
+            vectors += [((name,), (*self._way_to(name, hout, n), hout)) for hout in range(1, blocks) if "probe" in self.kinds]
             lins = range(least + 1, n) if "cross" in self.kinds else ()
-            vectors += [((name,), (least, 1, hout, lin)) for hout in range(1, blocks) for lin in lins]
+            vectors += [((name,), (*self._way_to(name, hout, lin), hout, lin)) for hout in range(1, blocks) for lin in lins]
         for pair in permutations(self.hosts, 2) if self.hosts_per_path > 1 else ():
             first, second = (self.hosts[name] for name in pair)
             onward = [(least, 1, hout, hin, second - 1) for hout in range(1, first) for hin in range(1, second)]
@@ -141,11 +153,20 @@ class PathSpace:
             vectors += [(pair, (*run, n - 1)) for run in onward if "cross" in self.kinds and least < n - 1]
         vectors += [((), (lout,)) for lout in range(1, n) if "exit" in self.kinds]
         vectors += [((), (lout, lin)) for lout in range(n - 1) for lin in range(lout + 1, n) if "skip" in self.kinds]
-        return [
+        paths = (
             self._from_vector(vector, names, rank)
             for names, vector in vectors
             for rank in (self.ranks if len(vector) % 2 == 0 else (None,))
-        ]
+        )
+        return [path for path in paths if self.joins(path)]
+
+    def _way_to(self, host: str, hout: int, lin: int) -> tuple[int, int]:
+        """[lout, hin] of some path by way of a host's block ``hout`` to local block ``lin``: the first that links lead on."""
+        ways = [(lout, hin) for lout in range(self.min_lout, lin) for hin in range(1, hout + 1)]
+        return next((way for way in ways if joins(self._form(self.local, way[0]), self._form(host, way[1] - 1))), ways[0])
+
+    def _form(self, service: str, position: int) -> str | None:
+        return self.forms[service][position] if service in self.forms else None
 
     def paths(self) -> list[InferencePath]:
         """All of them, for spaces small enough."""
@@ -226,7 +247,26 @@ class PathSpace:
         return rows
 
     def _parts(self) -> Iterator[_Part]:
-        """Parts of the space, each a product; those with fewer hosts come first."""
+        """Parts of the space, each a product in which every link leads somewhere; those with fewer hosts come first."""
+        names = list(self.hosts)
+        for kind, hosts, ends, runs, ranks in self._products():
+            own = self._by_forms(self.local, ends, 0)
+            ways = [self._by_forms(names[host], run, 1) for host, run in zip(hosts, runs, strict=True)]
+            for (leaves, returns, some), *on_way in product(own, *ways):
+                forms = [leaves, *(form for enters, exits, _ in on_way for form in (enters, exits)), returns]
+                if all(map(joins, forms[::2], forms[1::2])):
+                    yield kind, hosts, some, [run for _, _, run in on_way], ranks
+
+    def _by_forms(self, service: str, pairs: Pairs, before: int) -> list[tuple[str | None, str | None, Pairs]]:
+        """[first, last] pairs by the forms of the boundaries that they name, the first of them ``before`` its number."""
+        found: dict[tuple[str | None, str | None], list[tuple[int, int]]] = {}
+        for first, last in pairs.tolist():
+            forms = self._form(service, first - before), self._form(service, last)
+            found.setdefault(forms, []).append((first, last))
+        return [(*forms, _pairs(some)) for forms, some in found.items()]
+
+    def _products(self) -> Iterator[_Part]:
+        """Parts of the space as if links led everywhere."""
         n = self.num_blocks
         every_rank = list(range(len(self.ranks)))
         runs = [_pairs((hin, hout) for hin in range(1, blocks) for hout in range(hin, blocks)) for blocks in self.hosts.values()]
@@ -246,7 +286,7 @@ class PathSpace:
                     yield number, way, _pairs((lout, n) for lout in range(self.min_lout, n)), on_way, [0]
 
 
-_Part = tuple[int, tuple[int, ...], npt.NDArray[np.int64], list[npt.NDArray[np.int64]], list[int]]
+_Part = tuple[int, tuple[int, ...], Pairs, list[Pairs], list[int]]
 """(kind, hosts on the way, [lout, lin] pairs, [hin, hout] runs of each host, rank indices): a part of a space is their product."""
 
 
@@ -255,5 +295,5 @@ def _size(part: _Part) -> int:
     return len(ends) * math.prod(map(len, runs)) * len(ranks)
 
 
-def _pairs(numbers: Iterable[tuple[int, int]]) -> npt.NDArray[np.int64]:
+def _pairs(numbers: Iterable[tuple[int, int]]) -> Pairs:
     return np.array(list(numbers), dtype=np.int64).reshape(-1, 2)

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from code_ray.blocks import ExecutionMode, optimise
+from code_ray.blocks import Boundary, ExecutionMode, optimise
 from code_ray.errors import PlanError
 from code_ray.links import Link, LinkSpec
 from code_ray.path import InferencePath, LinkSlot, Segment
@@ -72,12 +72,10 @@ def median_seconds(run: Callable[[], object], repeats: int = REPEATS, clock: Cal
     return statistics.median(times)
 
 
-def time_modules(
-    modules: Sequence[nn.Module], in_shape: Sequence[int], mode: ExecutionMode, batch_size: int, repeats: int = REPEATS
-) -> float:
-    """Seconds per sample of ``modules`` in order, on a batch of noise of shape (batch_size, *in_shape)."""
+def time_modules(modules: Sequence[nn.Module], taken: Boundary, mode: ExecutionMode, batch_size: int, repeats: int = REPEATS) -> float:
+    """Seconds per sample of ``modules`` in order, on a batch of noise such as the first of them is given."""
     module = optimise(nn.Sequential(*modules), mode)
-    value = mode.cast(torch.rand(batch_size, *in_shape))
+    value = mode.cast(taken.noise(batch_size))
     with torch.inference_mode():
         return median_seconds(lambda: module(value), repeats) / batch_size
 
@@ -89,10 +87,10 @@ def best_execution(
     repeats: int = 5,
 ) -> Execution:
     """The mode and batch size at which the whole service takes least time per sample."""
-    blocks, in_shape = list(service.blocks), service.boundaries[0].shape
+    blocks, taken = list(service.blocks), service.boundaries[0]
     options = []
     for mode in modes or candidate_modes():
-        seconds, size = fastest_size(partial(time_modules, blocks, in_shape, mode, repeats=repeats), batch_sizes)
+        seconds, size = fastest_size(partial(time_modules, blocks, taken, mode, repeats=repeats), batch_sizes)
         options.append(Execution(mode=mode, batch_size=size, seconds=seconds))
     return min(options, key=lambda option: option.seconds)
 
@@ -194,11 +192,11 @@ def leg_out_shape(leg: Leg, path: InferencePath, services: Mapping[str, Service]
 
 
 def hop_bytes(service: Service, position: int, mode: ExecutionMode) -> float:
-    """Bytes a sample of what a hop carries at a boundary, from a server that runs in ``mode``: images as they came, a byte a value;
-    activations in the mode's number format; logits as float32.
+    """Bytes a sample of what a hop carries at a boundary, from a server that runs in ``mode``: images as they came, a byte a value, and
+    four a token id; activations in the mode's number format; logits as float32.
     """
     if position == 0:
-        return float(math.prod(service.spec.preprocessing.image_shape))
+        return float(service.spec.preprocessing.noise(1).nbytes)
     width = 4 if position == service.num_blocks else mode.torch_dtype.itemsize
     return float(math.prod(service.boundaries[position].shape) * width)
 
@@ -206,7 +204,8 @@ def hop_bytes(service: Service, position: int, mode: ExecutionMode) -> float:
 def spec_key(spec: LinkSpec) -> str:
     """A link's description as a stable string, the key of its time."""
     shapes = "-".join("x".join(map(str, shape)) for shape in (spec.in_shape, spec.out_shape))
-    return f"{shapes},rank={spec.rank},relu={int(spec.relu)},{spec.pool}"
+    kind = "tokens" if spec.tokens else spec.pool
+    return f"{shapes},rank={spec.rank},relu={int(spec.relu)},{kind}{',masked' * spec.masked}"
 
 
 def link_key(slot: LinkSlot, path: InferencePath, services: Mapping[str, Bounded]) -> str:
@@ -271,7 +270,8 @@ def measure_times(
     for provider, specs in needed.items():
         execution = owners[provider]
         for spec, keys in specs.items():
-            seconds = time_modules([Link(spec)], spec.in_shape, execution.mode, execution.batch_size, repeats=5)
+            boundary = Boundary(spec.in_shape, nonnegative=False)
+            seconds = time_modules([Link(spec)], boundary, execution.mode, execution.batch_size, repeats=5)
             link_seconds[provider] |= dict.fromkeys(sorted(keys), seconds)
     progress(f"{sum(map(len, needed.values()))} different links measured")
     return Times(executions=executions, block_seconds=block_seconds, link_seconds=link_seconds)
@@ -280,7 +280,7 @@ def measure_times(
 def _measure_blocks(service: Service, execution: Execution) -> tuple[float, ...]:
     """Seconds per sample of each block, scaled so that they add up to the whole service's time."""
     alone = [
-        time_modules([block], boundary.shape, execution.mode, execution.batch_size)
+        time_modules([block], boundary, execution.mode, execution.batch_size)
         for block, boundary in zip(service.blocks, service.boundaries, strict=False)
     ]
     factor = execution.seconds / sum(alone)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from code_ray.activations import BATCH, whole_batches
 from code_ray.blocks import Boundary, Shape
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.link_inputs import Images, too_many
 from code_ray.links import Link
 from code_ray.own_party import OwnPart, OwnParty
@@ -124,7 +124,7 @@ class Relay:
         told = repr((self.path.local, [stretch.legs for stretch in before], hashes))
         self._counts = self._parts[self._stretches[at].party].turn_to(number, hashlib.sha256(told.encode()).hexdigest())
 
-    def fit(self, number: int, images: UInt8Array) -> None:
+    def fit(self, number: int, images: SampleArray) -> None:
         """Fit link ``number`` by least squares on ``images``, the first of the training images.
 
         Raises:
@@ -139,7 +139,7 @@ class Relay:
         service, position = slot.target
         value = self._supply(number, "train", rows)
         # What a host's block expects that host finds out from images, what the local one expects nobody else can.
-        shown: UInt8Array | None = images
+        shown: SampleArray | None = images
         target: Array | None = None
         if self._parties.of(service) != stretch.party:
             shown, target = None, np.asarray(self._parties.own.expected(service, position, images).numpy())
@@ -211,7 +211,7 @@ class Relay:
         for part in self._parts.values():
             part.load(identifier, dict(hashes), stores_dir)
 
-    def logits(self, images: UInt8Array) -> Array:
+    def logits(self, images: SampleArray) -> Array:
         """What the whole path answers to ``images``, (n, classes), run as its servers would."""
         return self._reaching(len(self._stretches), images)
 
@@ -242,7 +242,7 @@ class Relay:
             self._counts[split] = start + len(value)
         return None
 
-    def _reaching(self, at: int, images: UInt8Array) -> Array:
+    def _reaching(self, at: int, images: SampleArray) -> Array:
         """What comes of images up to stretch number ``at``."""
         inputs = self._parties.own.services[self.path.local].preprocess(images)
         return self._through(self._stretches[:at], np.asarray(inputs.contiguous().numpy()))
@@ -259,7 +259,7 @@ class Relay:
             made.append(part)
         return np.concatenate(made)
 
-    def _count(self, stretch: Stretch, sent: Array | UInt8Array | None, received: _Received = None) -> _Received:  # type: ignore[assignment]
+    def _count(self, stretch: Stretch, sent: Array | SampleArray | None, received: _Received = None) -> _Received:  # type: ignore[assignment]
         """Count what goes to another party and what comes back, which is returned."""
         if stretch.party != OWN:
             self.traffic.sent += 0 if sent is None else sent.nbytes

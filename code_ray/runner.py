@@ -185,7 +185,8 @@ class LegRunner:
         self.module = optimise(nn.Sequential(*modules), mode).to(device)
 
     def __call__(self, value: Tensor) -> Tensor:
-        return self.run(value).to("cpu", torch.float32).contiguous()
+        output = self.run(value)
+        return output.to("cpu", torch.float32 if output.is_floating_point() else output.dtype).contiguous()
 
     @torch.inference_mode()
     def run(self, value: Tensor) -> Tensor:

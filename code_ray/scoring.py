@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from code_ray.activations import in_batches
-from code_ray.links import Link, LinkFit
+from code_ray.link_fit import LinkFit
+from code_ray.links import Link
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.runner import LegRunner, slot_spec
 from code_ray.training import LinkTraining, Trainer, explained
@@ -112,7 +113,7 @@ class Scorer:
             targets = self._link_targets(link, slot)
             if targets is not None:
                 if link.spec.design not in fits:
-                    fits[link.spec.design] = LinkFit(link.spec, values.fit[: len(targets.fit)].to(self._trainer.device).float())
+                    fits[link.spec.design] = LinkFit(link.spec, _numbers(values.fit[: len(targets.fit)].to(self._trainer.device)))
                 fits[link.spec.design].fit(link, targets.fit)
             yield from self._behind_link(link, slot, values, targets, depth, group)
 
@@ -125,7 +126,7 @@ class Scorer:
         ending = [path for path in paths if len(path.link_slots) == depth + 1]
         if ending:
             made = in_batches(run, values.screen)
-            share = 0.0 if targets is None else explained(made[: len(targets.screen)].cpu().float(), targets.screen)
+            share = 0.0 if targets is None else explained(_numbers(made[: len(targets.screen)].cpu()), targets.screen)
             accuracy, divergence = self._compare(in_batches(self._runner(name, position, self._trainer.services[name].num_blocks), made))
             yield from ((path, (accuracy, divergence, share)) for path in ending)
         if through := [path for path in paths if len(path.link_slots) > depth + 1]:
@@ -153,7 +154,7 @@ class Scorer:
             # Goes on from the nearest boundary already computed.
             before = max((p for n, p, c in self._targets if (n, c) == (name, count) and p < position), default=0)
             values = self._targets.get((name, before, count)) or self._own_inputs(name, count)
-            self._targets[name, position, count] = values.map(lambda value: self._runner(name, before, position)(value).cpu().float())
+            self._targets[name, position, count] = values.map(lambda value: _numbers(self._runner(name, before, position)(value).cpu()))
         return self._targets[name, position, count]
 
     def _own_inputs(self, name: str, count: int) -> _Values:
@@ -173,6 +174,11 @@ class Scorer:
 
 _Key = TypeVar("_Key", int, LinkSlot)
 _Found = tuple[InferencePath, tuple[float, float, float]]
+
+
+def _numbers(value: Tensor) -> Tensor:
+    """In float32, but for token ids."""
+    return value.float() if value.is_floating_point() else value
 
 
 def _grouped(paths: Iterable[InferencePath], key: Callable[[InferencePath], _Key]) -> list[tuple[_Key, list[InferencePath]]]:

@@ -8,56 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from code_ray.blocks import Boundary, content_hash, freeze, measure_boundaries
+from code_ray.data import SampleArray
 from code_ray.errors import IntegrityError, ServiceError
+from code_ray.preprocessing import Preprocessing, TextPreprocessing
 
 SCHEMA_VERSION = 1
 
 Builder = Callable[..., nn.ModuleList]
-
-
-class Preprocessing(BaseModel):
-    """From a request's uint8 image to the network's input.
-
-    ``image_shape`` is one image as the wire carries it: (H, W) grey or (H, W, 3) colour. Grey is repeated over
-    ``channels``; another image size is resized to ``size``; then (pixel / 255 - mean) / std.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    image_shape: tuple[int, ...]
-    channels: int
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """uint8 images (n, H, W) or (n, H, W, C), or floats of the same layout in 0..1 -> float32 (n, C, h, w)."""
-        # Arrays from a file or from Ray's store are read-only, which torch warns of: they are copied on the way to float.
-        pixels = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
-        if images.dtype in (torch.uint8, np.uint8):
-            pixels = pixels / 255
-        pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
-        if pixels.shape[1] == 1 and self.channels > 1:
-            pixels = pixels.expand(-1, self.channels, -1, -1)
-        if tuple(pixels.shape[2:]) != self.size:
-            pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.std).view(1, -1, 1, 1)
-        return ((pixels - mean) / std).contiguous()
 
 
 class ServiceSpec(BaseModel):
@@ -69,10 +38,15 @@ class ServiceSpec(BaseModel):
     name: str
     builder: str
     builder_args: dict[str, Any]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     labels: tuple[str, ...]
     boundaries: tuple[Boundary, ...]
     block_hashes: tuple[str, ...]
+
+    @property
+    def vocabulary(self) -> str | None:
+        """That of its tokens, where it takes texts."""
+        return self.preprocessing.vocabulary if isinstance(self.preprocessing, TextPreprocessing) else None
 
 
 class Service:
@@ -101,8 +75,13 @@ class Service:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Side of the map at each boundary, 1 for a vector."""
-        return tuple(max(boundary.shape[1:], default=1) for boundary in self.boundaries)
+        """Side of the map at each boundary, 1 for what is no map."""
+        return tuple(max(boundary.shape[1:]) if len(boundary.shape) == 3 else 1 for boundary in self.boundaries)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Which kind of thing crosses at each boundary: what decides where links lead (``links.joins``)."""
+        return tuple(boundary.form for boundary in self.boundaries)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -114,8 +93,8 @@ class Service:
         told = [*self.spec.block_hashes, self.spec.preprocessing.model_dump_json(), *self.spec.labels]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
-    def preprocess(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """The network's input for images as requests carry them (see ``Preprocessing``)."""
+    def preprocess(self, images: SampleArray | Tensor) -> Tensor:
+        """The network's input for images, or token ids, as requests carry them (see ``Preprocessing``, ``TextPreprocessing``)."""
         return self.spec.preprocessing.apply(images)
 
     def verify(self) -> None:
@@ -149,9 +128,9 @@ def build_service(
     builder: str,
     builder_args: dict[str, Any],
     blocks: nn.ModuleList,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | TextPreprocessing,
     labels: tuple[str, ...],
-    example_images: npt.NDArray[np.uint8],
+    example_images: SampleArray,
 ) -> Service:
     """A service from trained blocks: weights rounded to fp16, boundaries measured on ``example_images``, hashed.
 
@@ -160,7 +139,8 @@ def build_service(
     """
     freeze(blocks)
     blocks.load_state_dict({key: _to_fp16(tensor).to(tensor.dtype) for key, tensor in blocks.state_dict().items()})
-    boundaries = measure_boundaries(blocks, preprocessing.apply(example_images))
+    vocabulary = preprocessing.vocabulary if isinstance(preprocessing, TextPreprocessing) else None
+    boundaries = measure_boundaries(blocks, preprocessing.apply(example_images), vocabulary)
     _require_head(name, boundaries, labels)
     spec = ServiceSpec(
         schema_version=SCHEMA_VERSION,
@@ -173,6 +153,20 @@ def build_service(
         block_hashes=tuple(content_hash(block) for block in blocks),
     )
     return Service(spec, blocks)
+
+
+def save_once(service: Service, folder: Path) -> None:
+    """Make ``folder`` that of ``service``, whole or not at all, where several processes may be at it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    service.save(staging)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        # Another process made the same first; theirs is as good.
+        shutil.rmtree(staging)
+        if not (folder / "service.json").exists():
+            raise
 
 
 def load_service(folder: Path, builders: Mapping[str, Builder]) -> Service:

@@ -7,6 +7,8 @@ name                      what it is                                            
 ``alexnet-fashion``       6 blocks, AlexNet at 28x28, Fashion-MNIST (the paper)   in the package
 ``alexnet-digits``        6 blocks, AlexNet at 28x28, scikit-learn's digits       in the package
 ``efficientnet-lite0``    10 blocks, ImageNet, at 56x56; the headline host        PyPI, converted
+``sentence-cnn``          6 blocks, moods of sentences of 48 tokens               in the package
+``minilm``                8 blocks, all-MiniLM-L6-v2, of 48 tokens; a host        PyPI, converted
 ========================  ======================================================  ==============
 """
 
@@ -26,11 +28,13 @@ from code_ray.blocks import cut_layers
 from code_ray.errors import ServiceError
 from code_ray.own_service import BUILDER, build_split_model
 from code_ray.service import Builder, Service, ServiceSpec, load_service, read_spec, services_dir
+from code_ray.text_blocks import build_sentence_cnn, build_text_encoder
 
 _NAME = re.compile(r"\w[\w.-]*")
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 EFFICIENTNET_DESCRIPTION = Path(__file__).parent / "efficientnet_lite0.json"
+MINILM_DESCRIPTION = Path(__file__).parent / "minilm.json"
 
 
 class Residual(nn.Module):
@@ -101,6 +105,8 @@ BUILDERS: dict[str, Builder] = {
     "fashion_cnn": build_fashion_cnn,
     "alexnet": build_alexnet,
     "efficientnet_lite0": build_efficientnet_lite0,
+    "sentence_cnn": build_sentence_cnn,
+    "text_encoder": build_text_encoder,
     BUILDER: build_split_model,
 }
 
@@ -120,12 +126,23 @@ def _efficientnet_dir() -> Path:
     return convert_efficientnet_lite0(cache_dir() / "efficientnet-lite0")
 
 
+def _minilm_dir() -> Path:
+    from code_ray.minilm import convert_minilm
+
+    return convert_minilm(cache_dir() / "minilm")
+
+
 ZOO: dict[str, Callable[[], Path]] = {
     "fashion-cnn": _packaged("fashion-cnn"),
     "alexnet-fashion": _packaged("alexnet-fashion"),
     "alexnet-digits": _packaged("alexnet-digits"),
     "efficientnet-lite0": _efficientnet_dir,
+    "sentence-cnn": _packaged("sentence-cnn"),
+    "minilm": _minilm_dir,
 }
+
+DESCRIPTIONS = {"efficientnet-lite0": EFFICIENTNET_DESCRIPTION, "minilm": MINILM_DESCRIPTION}
+"""Of the services whose weights do not ship with the package."""
 
 
 def named_folder(name: str) -> Path | None:
@@ -141,7 +158,7 @@ def description_file(name: str) -> Path | None:
     their weights are here or not.
     """
     if name in ZOO:
-        return EFFICIENTNET_DESCRIPTION if name == "efficientnet-lite0" else WEIGHTS_DIR / name / "service.json"
+        return DESCRIPTIONS.get(name, WEIGHTS_DIR / name / "service.json")
     own = named_folder(name)
     return None if own is None else own / "service.json"
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from code_ray.data import DataSet, Split, load_data
-from code_ray.service import Preprocessing, Service, build_service
+from code_ray.preprocessing import Preprocessing, TextPreprocessing
+from code_ray.service import Service, build_service
+from code_ray.tokenizer import BERT_UNCASED, get_tokenizer
 from code_ray.zoo import BUILDERS, WEIGHTS_DIR
 
 
@@ -40,6 +42,22 @@ class PretrainingRecipe:
     builder_args: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TextRecipe:
+    """How a service for text is trained from scratch. ``unknown``: so many of the tokens of a text, by chance, are made unknown."""
+
+    builder: str
+    data: str
+    epochs: int
+    learning_rate: float
+    embedding_rate: float
+    unknown: float
+    batch_size: int = 64
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    seed: int = 0
+
+
 RECIPES = {
     "fashion-cnn": PretrainingRecipe("fashion_cnn", "fashion-mnist", 3, 2e-3, 0.286, 0.353, flip=True, batch_size=64),
     "alexnet-fashion": PretrainingRecipe("alexnet", "fashion-mnist", 8, 1e-3, 0.286, 0.353, flip=True),
@@ -48,9 +66,13 @@ RECIPES = {
     ),
 }
 
+TEXT_RECIPES = {"sentence-cnn": TextRecipe("sentence_cnn", "vader-sentences", 5, 1e-3, 5e-3, 0.1)}
+
 
 def train_service(name: str, say: Callable[[str], None] = print) -> Service:
     """Train the zoo service called ``name`` by its recipe; shows a line an epoch."""
+    if name in TEXT_RECIPES:
+        return train_text_by(name, TEXT_RECIPES[name], load_data(TEXT_RECIPES[name].data), say)
     return train_by(name, RECIPES[name], load_data(RECIPES[name].data), say)
 
 
@@ -86,6 +108,43 @@ def train_by(name: str, recipe: PretrainingRecipe, data: DataSet, say: Callable[
     return service
 
 
+def train_text_by(name: str, recipe: TextRecipe, data: DataSet, say: Callable[[str], None] = print) -> Service:
+    """Train a service for text by ``recipe`` on ``data``, whose samples are token ids; shows a line an epoch."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = get_tokenizer(BERT_UNCASED)
+    preprocessing = TextPreprocessing(length=data.train.images.shape[1], vocabulary=BERT_UNCASED)
+    args = {"num_classes": len(data.labels), "vocabulary": len(tokenizer)}
+    blocks = BUILDERS[recipe.builder](**args)
+    model = nn.Sequential(*blocks)
+    embedding = next(module for module in blocks.modules() if isinstance(module, nn.Embedding)).weight
+    nn.init.normal_(embedding, std=0.3)
+    # A token comes by rarely, so what it is embedded as learns faster, and does not decay meanwhile.
+    others = [parameter for parameter in model.parameters() if parameter is not embedding]
+    groups = [{"params": others, "lr": recipe.learning_rate}, {"params": [embedding], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.embedding_rate, weight_decay=recipe.weight_decay)
+    tokens, labels = preprocessing.apply(data.train.images), torch.from_numpy(data.train.labels)
+    steps = recipe.epochs * (len(labels) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [recipe.learning_rate, recipe.embedding_rate], total_steps=steps)
+    for epoch in range(recipe.epochs):
+        started = time.monotonic()
+        model.train()
+        order = torch.randperm(len(labels))
+        for batch in order[: len(labels) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size):
+            dropped = (torch.rand(len(batch), tokens.shape[1]) < recipe.unknown) & (tokens[batch] >= tokenizer.first_word)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(tokens[batch].masked_fill(dropped, tokenizer.unknown))
+            loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        accuracy = _accuracy(model, preprocessing, data.validation)
+        say(f"{name} epoch {epoch + 1}/{recipe.epochs}: validation {accuracy:.4f}, {time.monotonic() - started:.0f} s")
+    service = build_service(name, recipe.builder, args, blocks, preprocessing, data.labels, data.train.images[:64])
+    say(f"{name}: test {_accuracy(nn.Sequential(*service.blocks), preprocessing, data.test):.4f}")
+    return service
+
+
 def _augment(images: Tensor, flip: bool) -> Tensor:
     """Shift each image by up to two pixels and, where that keeps the class, mirror half of them."""
     shifts = torch.randint(0, 5, (2,)).tolist()
@@ -97,17 +156,17 @@ def _augment(images: Tensor, flip: bool) -> Tensor:
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, preprocessing: Preprocessing, split: Split) -> float:
+def _accuracy(model: nn.Module, preprocessing: Preprocessing | TextPreprocessing, split: Split) -> float:
     model.eval()
     hits = 0
-    for images, labels in zip(np.array_split(split.images, 20), np.array_split(split.labels, 20), strict=True):
-        hits += int((model(preprocessing.apply(images)).argmax(1).numpy() == labels).sum())
+    for rows in np.array_split(np.arange(len(split)), 20):
+        hits += int((model(preprocessing.apply(split.images[rows])).argmax(1).numpy() == split.labels[rows]).sum())
     return hits / len(split)
 
 
 def main(names: list[str]) -> None:
     """Train the named services, all of the zoo's own by default, and write them into the package."""
-    for name in names or RECIPES:
+    for name in names or (*RECIPES, *TEXT_RECIPES):
         train_service(name).save(WEIGHTS_DIR / name)
 
 

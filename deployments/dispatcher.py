@@ -213,7 +213,8 @@ class Dispatcher:
     async def _call(self, service: str, route: Route, images: Array) -> Array | Refusal:
         self._metrics.batched(service, route, len(images))
         if not route.branches:
-            return await self._over(route.hops, images)
+            result: Array | Refusal = await self._over(route.hops, images)
+            return result
         # Of a trunk's end references alone come here: each service's provider fetches its own.
         made = await self._over(route.hops, images) if route.hops else [ray.put(images)] * len(route.branches)
         if isinstance(made, Refusal):

@@ -18,9 +18,10 @@ from code_ray.blocks import ExecutionMode
 from code_ray.joining import check_trunk
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, PlannedTrunk, load_leg_links
+from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
 from code_ray.runner import Leg, LegRunner, fan_out, leg_modules, walk
-from code_ray.service import Preprocessing, Service, ServiceSpec
+from code_ray.service import Service, ServiceSpec
 from code_ray.wire import GROUPED
 from deployments.config import ProviderOptions
 from deployments.parcel import Parcel
@@ -111,13 +112,12 @@ class Hosting:
             for branch, own in zip(fan.branches, links, strict=True)
         ]
         local = services[paths[0].local]
-        shape = local.spec.preprocessing.image_shape if index == 0 else leg_out_shape(whole[0][2][index - 1], paths[0], services)
+        shape, example = self._taken(local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services)
 
         def answers(value: Array) -> list[Array]:
             shared = stem.run(local.preprocess(value) if index == 0 else from_wire(value))
             return [_output(runner, shared, last) for runner, last in ends]
 
-        example = self._example(shape, images=index == 0)
         parcel = Parcel.of(answers(example[:1]))
 
         def call(value: Array) -> Array:
@@ -128,7 +128,7 @@ class Hosting:
         takes, gives = example[:1].nbytes, sum(parcel.sizes)
         packing = (takes + gives) * self._pack_seconds_per_byte
         name = GROUPED.join(str(path) for path in paths)
-        return {key: HostedLeg(call, name, shape, guest, index, size, seconds, packing, takes, gives, parcel=parcel)}
+        return {key: HostedLeg(call, name, shape, guest, index, size, seconds, packing, takes, gives, example.dtype, parcel=parcel)}
 
     def _make_path(
         self,
@@ -143,7 +143,7 @@ class Hosting:
     ) -> dict[str, HostedLeg]:
         made = {}
         before: Leg | None = None
-        legs = walk(path, plan.placement)
+        legs, preprocessing = walk(path, plan.placement), services[path.local].spec.preprocessing
         for index, leg in enumerate(legs):
             key = planned.leg_key(index)
             if leg.provider == self._name:
@@ -153,12 +153,8 @@ class Hosting:
                 else:
                     runner = LegRunner(leg_modules(leg, services, links), self.mode, self._device)
                     last = index == len(legs) - 1
-                    if before is None:
-                        call = _from_images(runner, services[path.local].spec.preprocessing, last)
-                        shape = services[path.local].spec.preprocessing.image_shape
-                    else:
-                        call, shape = _from_activations(runner, last), leg_out_shape(before, path, services)
-                    example = self._example(shape, images=before is None)
+                    call = _from_images(runner, preprocessing, last) if before is None else _from_activations(runner, last)
+                    shape, example = self._taken(preprocessing, before, path, services)
                     # The same blocks with other links take as long.
                     seconds, size = measured.get((str(path), index)) or fastest_size(
                         partial(_seconds_an_image, call, example, clock), self._sizes
@@ -166,14 +162,18 @@ class Hosting:
                     guest = plan.placement[path.local] != self._name
                     takes, gives = example[:1].nbytes, call(example[:1]).nbytes
                     packing = (takes + gives) * self._pack_seconds_per_byte
-                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives)
+                    made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives, example.dtype)
             before = leg
         return made
 
-    def _example(self, shape: tuple[int, ...], images: bool) -> Array:
-        if images:
-            return np.zeros((max(self._sizes), *shape), np.uint8)
-        return to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
+    def _taken(
+        self, preprocessing: Preprocessing | TextPreprocessing, before: Leg | None, path: InferencePath, services: Mapping[str, Service]
+    ) -> tuple[tuple[int, ...], Array]:
+        """Shape per sample of what a leg behind ``before`` takes (None: the first takes what clients send), and a batch like it."""
+        if before is None:
+            return preprocessing.sample_shape, preprocessing.noise(max(self._sizes))
+        shape = leg_out_shape(before, path, services)
+        return shape, to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
 
 
 def to_wire(value: torch.Tensor) -> Array:
@@ -188,7 +188,7 @@ def from_wire(value: Array) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if value.dtype == np.int16 else tensor
 
 
-def _from_images(runner: LegRunner, preprocessing: Preprocessing, last: bool) -> Callable[[Array], Array]:
+def _from_images(runner: LegRunner, preprocessing: Preprocessing | TextPreprocessing, last: bool) -> Callable[[Array], Array]:
     return lambda images: _output(runner, preprocessing.apply(images), last)
 
 
@@ -209,7 +209,7 @@ def _measure_packing(size: int = 8 << 20) -> float:
 
 
 def _fastest_mode(service: Service, device: str) -> ExecutionMode:
-    value = torch.rand(MODE_BATCH_SIZE, *service.boundaries[0].shape)
+    value = service.boundaries[0].noise(MODE_BATCH_SIZE)
     seconds = {}
     for mode in candidate_modes(device):
         seconds[mode] = median_seconds(partial(LegRunner(list(service.blocks), mode, device), value), REPEATS)

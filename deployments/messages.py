@@ -13,7 +13,7 @@ from starlette.responses import Response
 from code_ray.errors import RequestError
 from code_ray.pictures import PICTURE_TYPES
 from code_ray.service import ServiceSpec
-from code_ray.wire import INPUT, OUTPUTS, output_names
+from code_ray.wire import INPUT, OUTPUTS, TEXT_INPUT, output_names
 
 VERSION = "1"
 """Of every service: a plan serves one version of each. Routes with ``/versions/1`` are those without it."""
@@ -66,6 +66,12 @@ def error_response(error: RequestError) -> Response:
     return json_response({"error": str(error)}, error.status, headers)
 
 
+def _input(spec: ServiceSpec) -> dict[str, Any]:
+    if spec.vocabulary is not None:
+        return {"name": TEXT_INPUT, "datatype": "BYTES", "shape": [-1]}
+    return {"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.sample_shape]}
+
+
 def service_metadata(name: str, specs: Sequence[ServiceSpec], parameters: dict[str, Any]) -> dict[str, Any]:
     """The protocol's metadata of a service, or of several that are asked together, whose outputs go by their names; ``parameters`` are
     what the router says of it.
@@ -77,7 +83,7 @@ def service_metadata(name: str, specs: Sequence[ServiceSpec], parameters: dict[s
         "name": name,
         "versions": [VERSION],
         "platform": "code_ray",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *specs[0].preprocessing.image_shape]}],
+        "inputs": [_input(specs[0])],
         "outputs": [{"name": n, "datatype": datatype, "shape": shape} for n, (datatype, shape) in zip(names, outputs, strict=True)],
         "parameters": parameters,
     }

@@ -130,7 +130,7 @@ class Provider:
         return [ray.put(part) for part in leg.parcel.unpack(output)]
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces this replica where it raises. A server with nothing to do runs a leg on an image of zeros;
+        """Called by Serve, which replaces this replica where it raises. A server with nothing to do runs a leg on a sample of ones;
         of one that is busy requests tell as much.
 
         Raises:
@@ -144,9 +144,9 @@ class Provider:
             await self._try_leg()
 
     async def _try_leg(self) -> None:
-        # Its own service as it is: the one leg of its own that every provider has and that takes images.
+        # Its own service as it is: the one leg of its own that every provider has and that takes samples.
         key, leg = next((key, leg) for key, leg in self._worker.legs.items() if not leg.guest and leg.position == 0)
-        example: Array = np.zeros((1, *leg.in_shape), np.uint8)
+        example: Array = np.ones((1, *leg.in_shape), leg.dtype)
         accepted = self._worker.submit(key, example, is_probe=True)
         if isinstance(accepted, Refusal):
             return  # it has work

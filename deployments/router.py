@@ -18,10 +18,11 @@ from starlette.responses import Response
 
 from code_ray.access import Gate, Key, read_keys
 from code_ray.errors import ConfigError, DeploymentError, RequestError, first_problem
+from code_ray.framing import HEADER_LENGTH
 from code_ray.pictures import PICTURE_TYPES, decode_picture
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
-from code_ray.wire import GROUPED, HEADER_LENGTH, InferRequest, decode_request, encode_response, output_names
+from code_ray.wire import GROUPED, InferRequest, decode_request, encode_response, output_names
 from deployments.config import RouterOptions, RouterSettings
 from deployments.dispatcher import Dispatcher
 from deployments.messages import VERSION, error_response, json_response, media_type_of, read_body, service_metadata
@@ -137,12 +138,14 @@ class Router:
         services = self._services(name)
         service, spec = GROUPED.join(services), self._specs[services[0]]
         body = await read_body(request, self._options.max_request_bytes)
-        shape, outputs = spec.preprocessing.image_shape, output_names(services)
+        shape, outputs = spec.preprocessing.sample_shape, output_names(services)
         if media_type_of(request) in PICTURE_TYPES:
             # In a thread: a large photograph takes a while, and others wait.
             infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape), outputs=outputs)
         else:
-            infer = decode_request(body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images, outputs)
+            taken = body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images, spec.vocabulary, outputs
+            # Making tokens of many texts takes a while too.
+            infer = decode_request(*taken) if spec.vocabulary is None else await asyncio.to_thread(decode_request, *taken)
         self._gate.charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
         labels = spec.labels if len(services) == 1 else {name: self._specs[name].labels for name in services}
@@ -153,7 +156,8 @@ class Router:
         """Whoever asks several services together must be let in to each."""
         client = request.scope.get("client") or (None,)
         names = [service] if service is None or service in self._specs else service.split(GROUPED)
-        return [self._gate.check(request.headers, client[0], name) for name in names][0]
+        keys = [self._gate.check(request.headers, client[0], name) for name in names]
+        return keys[0]
 
     def _look_at_keys(self) -> None:
         """Read the key file where it was changed; one that cannot be read any more leaves the keys as they were.

@@ -52,7 +52,8 @@ class Succession:
         if not coming.is_served(self._providers.names):
             return False
         canaries = offer.canaries
-        for service, route in ((service, route) for service in offer.plan.tasked for route in coming.routes[service].values()):
+        routes = [(service, route) for service in offer.plan.tasked for route in coming.routes[service].values()]
+        for service, route in routes:
             reason = await wrong_answer(coming, service, route, canaries, self._deadline_s) if canaries is not None else ""
             if reason is None:
                 return False

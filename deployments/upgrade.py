@@ -18,7 +18,8 @@ from code_ray.artifact import RunDirectory, write_text
 from code_ray.calibration import calibrated_legs, calibration_file, load_calibration
 from code_ray.canaries import TOLERANCE
 from code_ray.errors import ArtifactError, PlanError, ServiceError
-from code_ray.links import Link, fit_link
+from code_ray.link_fit import fit_link
+from code_ray.links import Link
 from code_ray.path import InferencePath, Segment
 from code_ray.plan import Plan, load_leg_links, save_links
 from code_ray.runner import Leg, leg_modules, make_link

@@ -96,7 +96,7 @@ def fitting_budget() -> Budget:
     """What suits this machine, by the time its local service takes for an image at its better precision."""
     torch.set_num_threads(1)
     service = get_service(yaml.safe_load(FAST.config.read_text())["local"])
-    images = np.zeros((16, *service.spec.preprocessing.image_shape), np.uint8)
+    images = np.zeros((16, *service.spec.preprocessing.sample_shape), np.uint8)
     runners = [LegRunner(list(service.blocks), ExecutionMode(dtype, channels_last=True)) for dtype in ("float32", "bfloat16")]
     seconds = min(median_seconds(partial(_classify, service, runner, images), repeats=3) for runner in runners) / len(images)
     budget = SLOW if seconds > SLOW_SECONDS else FAST

@@ -274,7 +274,8 @@ class Campaign:
         config, cross = self.problem.config, self.leading_cross()
         if config.controls and cross is not None:
             for role, path in control_paths(cross).items():
-                if not any(j.path == path and j.fidelity == self.longest(cross) for j in self.records):
+                known = any(j.path == path and j.fidelity == self.longest(cross) for j in self.records)
+                if not known and self.problem.space.joins(path):
                     yield Job(path, self.longest(cross), config.seed, role)  # type: ignore[arg-type]
         for path in self._ranked()[: config.confirm]:
             yield Job(path, self.longest(path), config.seed + 1, "confirm")

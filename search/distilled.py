@@ -20,11 +20,11 @@ ROLE = "distilled"
 
 
 def train_distilled(problem: Problem) -> None:
-    """Train and measure those networks that the journal does not know. Where the service takes no maps there are none."""
+    """Train and measure those networks that the journal does not know. Where the service takes neither maps nor tokens there are none."""
     config, journal = problem.config, problem.run.journal
     done = {record["channels"] for record in journal.records() if record["role"] == ROLE}
-    takes_maps = len(problem.services[config.local].boundaries[0].shape) == 3
-    if not takes_maps or not config.distilled_epochs or done >= set(CHANNELS):
+    taken = problem.services[config.local].boundaries[0]
+    if (len(taken.shape) != 3 and taken.vocabulary is None) or not config.distilled_epochs or done >= set(CHANNELS):
         return
     teacher = torch.from_numpy(teacher_logits(problem))
     trainer = Trainer(

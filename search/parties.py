@@ -18,7 +18,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from code_ray.blocks import Boundary, ExecutionMode
-from code_ray.data import UInt8Array
+from code_ray.data import SampleArray
 from code_ray.errors import CodeRayError, ConfigError, ServiceError
 from code_ray.own_party import OwnParty
 from code_ray.party import Invitation, Part, Party, PublicService, Survey
@@ -85,9 +85,9 @@ class PartyActor:
     def ask_part(self, key: str, method: str, *arguments: Any) -> Any:
         return _packed(getattr(self._parts[key], method)(*map(_unpacked, arguments)))
 
-    def boundary(self, service: str, position: int) -> tuple[tuple[int, ...], bool]:
+    def boundary(self, service: str, position: int) -> tuple[tuple[int, ...], bool, str | None, bool]:
         found = self._party.boundary(service, position)
-        return found.shape, found.nonnegative
+        return found.shape, found.nonnegative, found.vocabulary, found.masked
 
     def public(self, service: str) -> str:
         return self._party.public(service).model_dump_json()
@@ -133,7 +133,7 @@ class RemoteParty:
     def verify(self, services: Sequence[str]) -> None:
         self.ask("verify", list(services))
 
-    def make_random(self, host: str, seed: int, images: UInt8Array | None) -> None:
+    def make_random(self, host: str, seed: int, images: SampleArray | None) -> None:
         self.ask("make_random", host, seed, images)
 
     def ask(self, method: str, *arguments: Any) -> Any:

@@ -24,9 +24,9 @@ from code_ray.scoring import Scorer
 from code_ray.training import LinkTraining, Trainer
 from search.campaign import PLANNED, Job, links_id
 from search.config import SearchConfig
+from search.listed import load_trunks
 from search.parties import start_parties
 from search.problem import load_search_data, load_services
-from search.trunks import load_trunks
 
 CALIBRATION_IMAGES = 512
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import settings
 
 from code_ray.data import FASHION_DIRS, DataSet, load_data
-from code_ray.service import Preprocessing, Service, build_service
+from code_ray.preprocessing import Preprocessing
+from code_ray.service import Service, build_service
 from code_ray.zoo import BUILDERS, ZOO, get_service
 
 if TYPE_CHECKING:

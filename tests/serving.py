@@ -75,7 +75,7 @@ class Run:
         """The plan's entry of a path."""
         return self.plan.paths[list(self.paths).index(name)]
 
-    def logits(self, name: str, images: Images) -> npt.NDArray[np.float32]:
+    def logits(self, name: str, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
         runner = PathRunner(walk(self.paths[name], self.plan.placement), self.services, self.links[name], lambda _: ExecutionMode())
         return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())

@@ -87,7 +87,7 @@ def test_folded_batch_norms_compute_the_same(name: str) -> None:
     service = get_service(name)
     torch.manual_seed(0)
     # Statistics away from 0 and 1, so that a fold that forgets one of them shows.
-    value = torch.rand(2, *service.boundaries[0].shape)
+    value = service.boundaries[0].noise(2)
     for block, boundary in zip(service.blocks, service.boundaries[1:], strict=True):
         folded = optimise(block, ExecutionMode())
         assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())

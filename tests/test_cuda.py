@@ -5,7 +5,8 @@ import torch
 
 from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
-from code_ray.links import Link, LinkFit, LinkSpec
+from code_ray.link_fit import LinkFit
+from code_ray.links import Link, LinkSpec
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.recipe import Recipe
 from code_ray.scoring import Scorer

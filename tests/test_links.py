@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from code_ray.blocks import Boundary
 from code_ray.errors import LinkError
-from code_ray.links import MAX_FIT_ROWS, Link, LinkFit, LinkSpec, fit_link, link_spec, resample
+from code_ray.link_fit import LinkFit, fit_link
+from code_ray.links import MAX_FIT_ROWS, Link, LinkSpec, link_spec, resample
 
 MAP, SMALL, WIDE = (4, 8, 8), (6, 4, 4), (3, 4, 16)
 
@@ -52,9 +53,9 @@ def test_the_trained_part_runs_at_the_smaller_resolution(
     assert seen == [(2, in_shape[0], *grid) if link.spec.is_conv else (2, in_shape[0] * grid[0] * grid[1])]
 
 
-@pytest.mark.parametrize("shapes", [((4, 8), MAP), (MAP, (4, 8)), ((), MAP), (MAP, (1, 2, 3, 4))])
-def test_boundaries_that_are_neither_vectors_nor_maps_have_no_link(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    with pytest.raises(LinkError, match="boundaries must be vectors or maps"):
+@pytest.mark.parametrize("shapes", [((4, 8), (5, 8)), (MAP, (4, 8)), ((8,), (4, 8)), ((), MAP), (MAP, (1, 2, 3, 4))])
+def test_where_no_link_leads_it_says_between_what_links_do(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(LinkError, match="between vectors and maps one does, between sequences of one length"):
         Link(LinkSpec(*shapes))
 
 

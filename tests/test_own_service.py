@@ -25,7 +25,8 @@ from code_ray.errors import DataError, ServiceError
 from code_ray.libraries import build_model
 from code_ray.own_service import main
 from code_ray.plan import read_plan
-from code_ray.service import Preprocessing, Service
+from code_ray.preprocessing import Preprocessing
+from code_ray.service import Service
 from code_ray.zoo import get_service
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions

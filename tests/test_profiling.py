@@ -215,7 +215,7 @@ def test_warm_up_calls_do_not_count() -> None:
 
 def test_times_are_per_sample(tiny_service: Service) -> None:
     started = time.perf_counter()
-    per_sample = time_modules(list(tiny_service.blocks), (1, 28, 28), ExecutionMode(), batch_size=16, repeats=5)
+    per_sample = time_modules(list(tiny_service.blocks), tiny_service.boundaries[0], ExecutionMode(), batch_size=16, repeats=5)
     elapsed = time.perf_counter() - started
     # Two warm-ups and five runs of 16 samples; a median stands for at least the three slower runs.
     assert 3 * 16 * per_sample <= elapsed

@@ -126,7 +126,7 @@ class Worker:
             return int8_rival(local, self.data, seed)
         if name == "float32":
             mode = ExecutionMode("float32", channels_last=True)
-            seconds = min(time_modules(list(local.blocks), local.boundaries[0].shape, mode, size) for size in BATCH_SIZES)
+            seconds = min(time_modules(list(local.blocks), local.boundaries[0], mode, size) for size in BATCH_SIZES)
             return {"tau_local_ms": 1e3 * seconds}
         recipe = self.config.recipe.model_copy(update={"samples": self.config.rival_samples})
         # It answers one split: both parts of this one are asked together, and nothing is chosen by either.

@@ -28,7 +28,6 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.serving.processes import replica_ids
 from code_ray.data import load_data
 from code_ray.plan import Plan, PlannedPath, read_plan
-from code_ray.service import Preprocessing
 from code_ray.zoo import get_service
 from deployments.config import DEFAULT_RUN_DIR
 from deployments.routes import ProviderReport, Refusal, provider_deployment
@@ -122,7 +121,7 @@ async def _measure(run_dir: Path, kappa: float, rounds: int) -> tuple[list[dict[
     plan, images = read_plan(run_dir / "plan.json"), load_data("fashion-mnist").test.images[:IMAGES]
     (host,) = plan.kappa
     server: DeploymentHandle[Any] = serve.get_deployment_handle(provider_deployment(plan.placement[host]), "default")
-    own = Traffic(server, f"original-{host}:0", _noise(get_service(host).spec.preprocessing))
+    own = Traffic(server, f"original-{host}:0", get_service(host).spec.preprocessing.noise(IMAGES))
     guest = Traffic(server, most_borrowing(plan).leg_key(0), images)
     # What was measured at start is what several processes on one core took: both kinds of traffic correct it.
     await asyncio.gather(own.send(10, WARM_UP_S), guest.send(5, WARM_UP_S))
@@ -176,11 +175,6 @@ def _give_core(replica: int, core: int) -> None:
     """Let every thread of a process run on one core, which this process and all else that it has started leave alone."""
     for thread in Path(f"/proc/{replica}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
-
-
-def _noise(preprocessing: Preprocessing) -> Images:
-    """Images in the shape that the host takes: what it makes of noise takes as long."""
-    return np.random.default_rng(0).integers(0, 256, (IMAGES, *preprocessing.image_shape), dtype=np.uint8)
 
 
 async def _surge(own: Traffic, guest: Traffic, rate: float) -> float:

@@ -49,7 +49,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
 
     def decode_request(self, request: dict[str, str]) -> Images:
         """uint8 images (n, ...)."""
-        return np.frombuffer(base64.b64decode(request["images"]), np.uint8).reshape(-1, *self._service.spec.preprocessing.image_shape)
+        return np.frombuffer(base64.b64decode(request["images"]), np.uint8).reshape(-1, *self._service.spec.preprocessing.sample_shape)
 
     def predict(self, images: Images) -> bytes:
         """Logits, float32."""

@@ -22,7 +22,7 @@ class _Model:
         torch.set_num_threads(1)
         self._service = get_service(service)
         self._runner = LegRunner(list(self._service.blocks), best.mode)
-        self._shape = self._service.spec.preprocessing.image_shape
+        self._shape = self._service.spec.preprocessing.sample_shape
 
     def decode(self, body: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         return np.frombuffer(body, np.uint8).reshape(-1, *self._shape)
