@@ -147,22 +147,16 @@ class Profile(Times):
         home, legs = self.placement[path.local], walk(path, self.placement)
         seconds: dict[str, float] = {}
         for leg in legs:
-            seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self.leg_seconds(leg, path, services)
+            seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
         hands_on = ((leg.provider, hop_bytes(*leg_target(leg, services), self.mode_of(leg.provider))) for leg in legs)
         payload = payload_by_edge(home, hop_bytes(services[path.local], 0, self.mode_of(home)), hands_on)
-        cost = self.with_packing(PathCost(seconds, payload))
-        return cost.plus(PathCost({home: self.original_seconds(path.local)}), path.rerun) if path.rerun else cost
-
-    def with_packing(self, cost: PathCost) -> PathCost:
-        """``cost`` with what both ends of each edge spend on its bytes."""
-        seconds = dict(cost.seconds)
-        for edge, size in cost.payload_bytes.items():
+        for edge, size in payload.items():
             for end in edge:
                 seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
-        return PathCost(seconds, cost.payload_bytes)
+        cost = PathCost(seconds, payload)
+        return cost.plus(PathCost({home: self.original_seconds(path.local)}), path.rerun) if path.rerun else cost
 
-    def leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:
-        """What one sample on a leg of ``path`` takes its server; raises as ``cost`` does."""
+    def _leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:
         total = 0.0
         for step in leg.steps:
             if isinstance(step, Segment):
@@ -270,8 +264,9 @@ def measure_times(
     for provider, specs in needed.items():
         execution = owners[provider]
         for spec, keys in specs.items():
-            boundary = Boundary(spec.in_shape, nonnegative=False)
-            seconds = time_modules([Link(spec)], boundary, execution.mode, execution.batch_size, repeats=5)
+            seconds = time_modules(
+                [Link(spec)], Boundary(spec.in_shape, nonnegative=False), execution.mode, execution.batch_size, repeats=5
+            )
             link_seconds[provider] |= dict.fromkeys(sorted(keys), seconds)
     progress(f"{sum(map(len, needed.values()))} different links measured")
     return Times(executions=executions, block_seconds=block_seconds, link_seconds=link_seconds)

@@ -34,8 +34,7 @@ from deployments.config import DEFAULT_RUN_DIR
 from examples.demo import deployed, say
 from examples.load import Images
 
-AT_ONCE = 16
-EVERY = 100
+AT_ONCE, EVERY = 16, 100
 
 
 @dataclass(frozen=True)
