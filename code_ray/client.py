@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from code_ray.errors import RequestError
-from code_ray.wire import decode_response, encode_request
+from code_ray.wire import GROUPED, decode_response, decode_responses, encode_request
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -121,6 +121,20 @@ class Client:
         response = self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
 
+    def predict_together(
+        self, services: Sequence[str], samples: Samples, *, path: str | None = None, deadline_ms: float | None = None
+    ) -> dict[str, Prediction]:
+        """Classify the same ``samples`` with several services at once, which may share a host's pass over them; answers by service.
+
+        Services that can be asked together are among the server's models, as names with ``+`` between (``GET /v2``).
+
+        Raises:
+            RequestError: as ``predict``; 404 for services that the server does not answer together.
+        """
+        body, headers = encode_request(_checked(samples), path=path, deadline_ms=deadline_ms)
+        response = self._send("POST", f"{_route(GROUPED.join(services))}/infer", content=body, headers=headers)
+        return {name: Prediction(*made) for name, made in decode_responses(response.content, response.headers, services).items()}
+
     def is_ready(self) -> bool:
         """Whether the server answers and its local service is up."""
         try:
@@ -177,6 +191,14 @@ class AsyncClient:
         body, headers = encode_request(_checked(samples), path=path, min_accuracy=min_accuracy, deadline_ms=deadline_ms)
         response = await self._send("POST", f"{_route(service)}/infer", content=body, headers=headers)
         return Prediction(*decode_response(response.content, response.headers))
+
+    async def predict_together(
+        self, services: Sequence[str], samples: Samples, *, path: str | None = None, deadline_ms: float | None = None
+    ) -> dict[str, Prediction]:
+        """See ``Client.predict_together``."""
+        body, headers = encode_request(_checked(samples), path=path, deadline_ms=deadline_ms)
+        response = await self._send("POST", f"{_route(GROUPED.join(services))}/infer", content=body, headers=headers)
+        return {name: Prediction(*made) for name, made in decode_responses(response.content, response.headers, services).items()}
 
     async def is_ready(self) -> bool:
         """See ``Client.is_ready``."""

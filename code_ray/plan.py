@@ -6,7 +6,7 @@ A plan holds no rates. Where it is deployed, times are measured and the programm
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
-from code_ray.path import InferencePath, parse_path
+from code_ray.path import InferencePath, LinkSlot, parse_path
 from code_ray.runner import Bounded, Leg, Placement, make_links, walk
 from code_ray.service import Service
 
@@ -58,11 +58,45 @@ class PlannedPath(BaseModel):
         return f"{self.links_id}-{links}:{index}" if self.link_hashes else f"{self.links_id}:{index}"
 
 
+class PlannedTask(BaseModel):
+    """Another local service of a plan, with what a plan of its own would say of it. ``paths[0]`` is its original path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_blocks: int
+    loss_points: float = Field(ge=0)
+    paths: tuple[PlannedPath, ...] = Field(min_length=1)
+
+
+class PlannedTrunk(BaseModel):
+    """One path of each of several services, by service, that begin with the same trunk: its links are the same in all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    paths: dict[str, str] = Field(min_length=2)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Those that answer behind it, in order."""
+        return tuple(self.paths)
+
+    @property
+    def apart(self) -> str:
+        """Id of the same paths without the trunk, one by one."""
+        return "+".join(self.paths.values())
+
+    def leg_key(self, index: int) -> str:
+        """Name of the leg with which the trunk ends, number ``index`` on each of its paths."""
+        return f"trunk-{self.id}:{index}"
+
+
 class Plan(BaseModel):
     """What a deployment needs to know. ``paths[0]`` is the original path.
 
     ``services`` name -> content hash, ``placement`` service -> provider, ``kappa`` host service -> share of its server,
-    ``loss_points`` the average-accuracy loss that is allowed, ``canaries`` the hash of the file with answers to check.
+    ``loss_points`` the average-accuracy loss that is allowed, ``canaries`` the hash of the file with answers to check, ``tasks`` more
+    local services by name, ``trunks`` what they share with each other and with ``local``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,21 +110,51 @@ class Plan(BaseModel):
     loss_points: float = Field(ge=0)
     paths: tuple[PlannedPath, ...]
     canaries: str | None = None
+    tasks: dict[str, PlannedTask] = {}
+    trunks: tuple[PlannedTrunk, ...] = ()
 
     @property
     def id(self) -> str:
         """Short hash of all that the plan says."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
+    @property
+    def tasked(self) -> dict[str, PlannedTask]:
+        """All local services, ``local`` first."""
+        return {self.local: PlannedTask(num_blocks=self.num_blocks, loss_points=self.loss_points, paths=self.paths), **self.tasks}
+
+    @property
+    def all_paths(self) -> list[PlannedPath]:
+        """The paths of all local services."""
+        return [planned for task in self.tasked.values() for planned in task.paths]
+
     def inference_path(self, planned: PlannedPath) -> InferencePath:
-        """The path value of an entry of this plan."""
-        return parse_path(planned.path, self.num_blocks)
+        """The path value of an entry of this plan, ``local``'s or another task's."""
+        task = self.tasks.get(planned.path.partition("[")[0])
+        return parse_path(planned.path, self.num_blocks if task is None else task.num_blocks)
+
+    def behind(self, trunk: PlannedTrunk) -> list[tuple[PlannedPath, InferencePath]]:
+        """The paths that share a trunk, in its order.
+
+        Raises:
+            PlanError: where it names a path that is not one of its service's.
+        """
+        found = []
+        for service, identifier in trunk.paths.items():
+            task = self.tasked.get(service)
+            planned = next((planned for planned in task.paths if planned.id == identifier), None) if task is not None else None
+            if planned is None:
+                raise PlanError(
+                    f"trunk {trunk.id} names path {identifier!r} of {service!r}, which the plan does not hold; join the plans again"
+                )
+            found.append((planned, self.inference_path(planned)))
+        return found
 
     @property
     def budgets(self) -> dict[str, float]:
-        """Share of each provider's server that this plan may use (1 at the local provider)."""
+        """Share of each provider's server that this plan may use (1 at the providers of local services)."""
         hosts = {self.placement[service]: share for service, share in self.kappa.items()}
-        return {**hosts, self.placement[self.local]: 1.0}
+        return {**hosts, **{self.placement[service]: 1.0 for service in (self.local, *self.tasks)}}
 
     def check_services(self, services: Mapping[str, Service]) -> None:
         """Check that ``services`` are the ones this plan was made for.
@@ -162,9 +226,16 @@ def load_leg_links(
 
 
 def load_links(
-    leg: Leg, path: InferencePath, identifier: str, hashes: Mapping[str, str], services: Mapping[str, Bounded], store_dir: Path
+    leg: Leg,
+    path: InferencePath,
+    identifier: str,
+    hashes: Mapping[str, str],
+    services: Mapping[str, Bounded],
+    store_dir: Path,
+    slots: Sequence[LinkSlot] | None = None,
 ) -> dict[str, Link]:
-    """The links of one leg from its provider's store, where they are kept under ``identifier``, checked against their ``hashes``.
+    """The links of one leg from its provider's store, where they are kept under ``identifier``, checked against their ``hashes``;
+    by default all of them, else those at ``slots``.
 
     Raises:
         PlanError: for a file that is missing, unreadable or of other shapes.
@@ -174,7 +245,7 @@ def load_links(
     if not keys:
         return {}
     file = store_dir / f"{identifier}-{'-'.join(keys)}.safetensors"
-    links = make_links(path, services, leg.slots)
+    links = make_links(path, services, leg.slots if slots is None else slots)
     try:
         tensors = load_file(file)
         for key, link in links.items():

@@ -19,6 +19,7 @@ from code_ray.blocks import Boundary, ExecutionMode, optimise
 from code_ray.links import Link, LinkSpec, link_spec
 from code_ray.path import InferencePath, LinkSlot, Segment
 from code_ray.service import Service
+from code_ray.trunk import shared_trunk
 
 Step = Segment | LinkSlot
 Placement = Mapping[str, str]
@@ -109,6 +110,28 @@ def cut(legs: Sequence[Leg], slot: LinkSlot) -> tuple[tuple[Leg, ...], tuple[Leg
             if steps:
                 part.append(Leg(leg.provider, steps))
     return tuple(parts[0]), tuple(parts[1])
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Legs of paths that share a trunk: those of the ``stem`` run once, each branch goes on from what they made.
+
+    The first leg of a branch begins with its exit link, which lives where the stem ends: all of them run in the call of its last leg.
+    """
+
+    stem: tuple[Leg, ...]
+    branches: tuple[tuple[Leg, ...], ...]
+
+
+def fan_out(paths: Sequence[InferencePath], placement: Placement) -> Fan:
+    """The legs of ``paths`` with those of their trunk once; branches in the order of the paths.
+
+    Raises:
+        PathError: where they share no trunk.
+    """
+    trunk = shared_trunk(paths)
+    parts = [cut(walk(path, placement), trunk.exit_of(path)) for path in paths]
+    return Fan(parts[0][0], tuple(branch for _, branch in parts))
 
 
 def link_owner(slot: LinkSlot, local: str) -> str:

@@ -108,14 +108,26 @@ class Scorer:
         """The links that leave segment ``depth`` of ``paths``, which agree up to its stop; ``values`` is what leaves it."""
         yield from ((path, (*self._compare(values.screen), 1.0)) for path in paths if len(path.link_slots) == depth)
         fits: dict[object, LinkFit] = {}
-        for slot, group in _grouped([path for path in paths if len(path.link_slots) > depth], lambda path: path.link_slots[depth]):
-            link = Link(slot_spec(slot, group[0], self._trainer.services))
-            targets = self._link_targets(link, slot)
-            if targets is not None:
-                if link.spec.design not in fits:
-                    fits[link.spec.design] = LinkFit(link.spec, _numbers(values.fit[: len(targets.fit)].to(self._trainer.device)))
-                fits[link.spec.design].fit(link, targets.fit)
-            yield from self._behind_link(link, slot, values, targets, depth, group)
+        further = [path for path in paths if len(path.link_slots) > depth]
+        for slot, alike in _grouped(further, lambda path: path.link_slots[depth]):
+            for given, group in self._by_given(slot, alike):
+                link = Link(slot_spec(slot, group[0], self._trainer.services))
+                targets = self._link_targets(link, slot) if given is None else None
+                if given is not None:
+                    link.load_state_dict(given.state_dict())
+                elif targets is not None:
+                    if link.spec.design not in fits:
+                        fits[link.spec.design] = LinkFit(link.spec, _numbers(values.fit[: len(targets.fit)].to(self._trainer.device)))
+                    fits[link.spec.design].fit(link, targets.fit)
+                yield from self._behind_link(link, slot, values, targets, depth, group)
+
+    def _by_given(self, slot: LinkSlot, paths: Iterable[InferencePath]) -> list[tuple[Link | None, list[InferencePath]]]:
+        """Paths by the link of another service's trunk that they have at ``slot``; None: it is theirs to fit."""
+        found: dict[int, tuple[Link | None, list[InferencePath]]] = {}
+        for path in paths:
+            link = self._trainer.given_links(path).get(slot.key)
+            found.setdefault(id(link), (link, []))[1].append(path)
+        return list(found.values())
 
     def _behind_link(
         self, link: Link, slot: LinkSlot, values: _Values, targets: _Values | None, depth: int, paths: list[InferencePath]

@@ -38,8 +38,8 @@ class PathCost:
         """Seconds per sample at all providers but ``provider``."""
         return sum(seconds for name, seconds in self.seconds.items() if name != provider)
 
-    def plus(self, other: PathCost, share: float) -> PathCost:
-        """With what a ``share`` of the samples costs on another path as well: a gated path's reruns."""
+    def plus(self, other: PathCost, share: float = 1.0) -> PathCost:
+        """With what a ``share`` of the samples costs on another path as well: a gated path's reruns, another service's answer."""
         seconds, payload = dict(self.seconds), dict(self.payload_bytes)
         for provider, more in other.seconds.items():
             seconds[provider] = seconds.get(provider, 0.0) + share * more
@@ -48,14 +48,14 @@ class PathCost:
         return PathCost(seconds, payload)
 
 
-def payload_by_edge(home: str, input_bytes: float, legs: Iterable[tuple[str, float]]) -> dict[Edge, float]:
-    """Bytes of one sample by network edge: it comes from ``home``, and its logits go back there.
+def payload_by_edge(home: str, input_bytes: float, legs: Iterable[tuple[str, float]], end: str | None = None) -> dict[Edge, float]:
+    """Bytes of one sample by network edge: it comes from ``home``, and its logits go back there, or to ``end``.
 
     ``legs``: where each leg runs, and the bytes that it hands on. What stays at one place crosses no edge.
     """
     found: dict[Edge, float] = {}
     sender, size = home, input_bytes
-    for place, hands_on in (*legs, (home, 0.0)):
+    for place, hands_on in (*legs, (home if end is None else end, 0.0)):
         if place != sender:
             found[sender, place] = found.get((sender, place), 0.0) + size
         sender, size = place, hands_on
@@ -127,10 +127,31 @@ def best_mixture(costs: Sequence[PathCost], accuracies: Sequence[float], accurac
     Raises:
         PlanError: for a path that touches a provider without a budget, or costs no time, or where HiGHS gives up.
     """
+    return best_joint_mixture(costs, [Answers(accuracies, accuracy_original, limits.loss_points)], limits)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one service answers on each column of a programme: ``accuracies`` (columns,), and its loss row: average accuracy may fall by
+    ``loss_points`` below ``accuracy_original``.
+    """
+
+    accuracies: Sequence[float]
+    accuracy_original: float
+    loss_points: float
+
+
+def best_joint_mixture(costs: Sequence[PathCost], answers: Sequence[Answers], limits: Limits) -> Mixture:
+    """As ``best_mixture``, for frames that several services answer at once: a column is a way to get all of their answers to a frame,
+    each service has a loss row of its own. ``limits.loss_points`` is not a limit here.
+
+    Raises:
+        PlanError: as ``best_mixture``.
+    """
     matrix, bounds, scale = _server_and_network_rows(costs, limits)
     # In points: HiGHS' absolute tolerances then mean something.
-    loss_row = [100 * (accuracy_original - a) - limits.loss_points for a in accuracies]
-    solution = linprog(-np.ones(len(costs)), A_ub=np.vstack([matrix, loss_row]), b_ub=[*bounds, 0.0], method="highs")
+    loss_rows = [[100 * (service.accuracy_original - a) - service.loss_points for a in service.accuracies] for service in answers]
+    solution = linprog(-np.ones(len(costs)), A_ub=np.vstack([matrix, *loss_rows]), b_ub=[*bounds, *[0.0] * len(answers)], method="highs")
     if not solution.success:
         raise PlanError(f"the linear programme has no solution: {solution.message}")
     return _mixture(solution.x, scale)

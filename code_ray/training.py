@@ -33,6 +33,7 @@ from code_ray.recipe import Recipe
 from code_ray.relay import OWN, Parties, Relay
 from code_ray.runner import PathRunner, Placement, walk
 from code_ray.service import Service
+from code_ray.trunk import Trunk, trunk_of
 
 WINDOW = 1024
 """Images that are shuffled together."""
@@ -43,7 +44,8 @@ class Trainer:
 
     Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links come
     back on the CPU. ``teacher`` are the original's logits on the training images, (n, classes) float32, where they are known.
-    ``parties``: providers whose services are not among ``services``, since they stay elsewhere.
+    ``parties``: providers whose services are not among ``services``, since they stay elsewhere. ``trunks``: those of another service's
+    paths, with their links by slot key: paths that begin with one take them as they are and train what follows.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Trainer:
         device: str = "cpu",
         teacher: Tensor | None = None,
         parties: Mapping[str, Party] | None = None,
+        trunks: Mapping[Trunk, Mapping[str, Link]] | None = None,
     ) -> None:
         self.services = dict(services)
         self.local = services[local]
@@ -69,6 +72,7 @@ class Trainer:
         self.splits = {"train": self.train, "validation": data.validation, "test": data.test}
         self.activations = Activations(self.local, self.train.images, modes(placement[local]), device)
         self._teacher = teacher
+        self._trunks = trunks or {}
         images = Images(self.local, self.splits)
         own = placement if not parties else {name: placement[name] for name in services}
         self.own = OwnParty(self.services, own, modes, device, images)
@@ -77,6 +81,11 @@ class Trainer:
     def crosses(self, path: InferencePath) -> bool:
         """Whether other parties than the local service's take part in ``path``."""
         return self.parties.take_part(path) != (OWN,)
+
+    def given_links(self, path: InferencePath) -> Mapping[str, Link]:
+        """The links of ``path`` that are another service's too, and so not to be trained, by slot key."""
+        trunk = trunk_of(path)
+        return {} if trunk is None else self._trunks.get(trunk, {})
 
     @property
     def link_inputs(self) -> LinkInputs:
@@ -117,7 +126,8 @@ class Trainer:
 
 
 class LinkTraining:
-    """The links of one path on their way: fitted, then trained from rung to rung.
+    """The links of one path on their way: fitted, then trained from rung to rung; of one that begins with a trunk of another service
+    those behind it.
 
     ``advance`` can be called any number of times; where it pauses leaves no trace in the links. ``times``: how many times as long
     as the trainer's recipe says.
@@ -131,6 +141,10 @@ class LinkTraining:
         self._seed = seed
         self._relay = Relay(trainer.parties, path, seed)
         self._labels = torch.from_numpy(trainer.train.labels)
+        given = trainer.given_links(path)
+        for key, link in given.items():
+            self._relay.links[key].load_state_dict(link.state_dict())
+        self._first = len(given)
 
     @property
     def links(self) -> dict[str, Link]:
@@ -150,7 +164,7 @@ class LinkTraining:
         """
         images = self._trainer.train.images[: self._trainer.recipe.fit_samples]
         for number, slot in enumerate(self.path.link_slots):
-            if self._trainer.may_fit(slot):
+            if number >= self._first and self._trainer.may_fit(slot):
                 self._relay.fit(number, images)
 
     def advance(self, steps: int) -> None:
@@ -164,7 +178,7 @@ class LinkTraining:
             if self.steps == 0 and recipe.steps > 0:
                 self._begin(last, recipe.steps, recipe.learning_rate, self._seed)
             elif self.steps == recipe.steps:
-                self._begin(0, recipe.joint_steps, recipe.joint_learning_rate, self._seed + 1)
+                self._begin(self._first, recipe.joint_steps, recipe.joint_learning_rate, self._seed + 1)
             self._step()
             self.steps += 1
         self._relay.rest()

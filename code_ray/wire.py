@@ -16,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from code_ray.errors import RequestError
+from code_ray.framing import HEADER_LENGTH, join, mapping, pack_strings, short, split, take, unpack_strings
 from code_ray.tokenizer import TokenArray, Tokenizer, get_tokenizer
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("logits", "label")
 INPUT, TEXT_INPUT = "images", "text"
 MAX_DEADLINE_MS = 3_600_000.0
+
+GROUPED = "+"
+"""Stands between the names of services that are asked together."""
 
 ImageArray = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
@@ -45,28 +48,39 @@ class InferRequest:
     deadline_s: float | None = None
 
 
+def output_names(services: Sequence[str]) -> tuple[str, ...]:
+    """Of the answer of services that are asked together: each one's outputs behind its name; of one alone just the outputs."""
+    return OUTPUTS if len(services) == 1 else tuple(f"{service}.{output}" for service in services for output in OUTPUTS)
+
+
 def decode_request(
-    body: bytes, header_length: str | None, sample_shape: Sequence[int], max_images: int, vocabulary: str | None = None
+    body: bytes,
+    header_length: str | None,
+    sample_shape: Sequence[int],
+    max_images: int,
+    vocabulary: str | None = None,
+    names: Sequence[str] = OUTPUTS,
 ) -> InferRequest:
-    """Check and read a request for a service whose images have ``sample_shape``, or, where it has a ``vocabulary``, which takes texts.
+    """Check and read a request for a service whose images have ``sample_shape``, or, where it has a ``vocabulary``, which takes texts;
+    its outputs have these ``names``.
 
     Raises:
         RequestError: 400 malformed, 413 too many images, 422 wrong shape, dtype or values.
     """
-    header, tail = _split(body, header_length)
+    header, tail = split(body, header_length)
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise RequestError(f"'inputs' must be a list of one tensor called {INPUT!r}; got {_short(inputs)}")
+        raise RequestError(f"'inputs' must be a list of one tensor called {INPUT!r}; got {short(inputs)}")
     if vocabulary is None:
         images: ImageArray | TokenArray = _read_images(inputs[0], tail, sample_shape, max_images)
     else:
         images = _read_texts(inputs[0], tail, sample_shape[0], get_tokenizer(vocabulary), max_images)
-    parameters = _mapping(header.get("parameters", {}), "parameters")
-    requested, binary = _read_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False)))
+    parameters = mapping(header.get("parameters", {}), "parameters")
+    requested, binary = _read_outputs(header.get("outputs"), bool(parameters.get("binary_data_output", False)), names)
     identifier, path = header.get("id"), parameters.get("path")
     for name, value in (("id", identifier), ("parameters.path", path)):
         if value is not None and not isinstance(value, str):
-            raise RequestError(f"{name!r} must be a string; got {_short(value)}")
+            raise RequestError(f"{name!r} must be a string; got {short(value)}")
     min_accuracy = _number(parameters, "min_accuracy", 1.0)
     deadline_ms = _number(parameters, "deadline_ms", MAX_DEADLINE_MS)
     deadline_s = None if deadline_ms is None else deadline_ms / 1e3
@@ -81,41 +95,51 @@ def encode_request(samples: npt.NDArray[Any] | Sequence[str], **wishes: str | fl
         name, datatype = (INPUT, "UINT8") if samples.dtype == np.uint8 else (TEXT_INPUT, "INT32")
         shape, raw = list(samples.shape), np.ascontiguousarray(samples).tobytes()
     else:
-        name, datatype, shape, raw = TEXT_INPUT, "BYTES", [len(samples)], _pack_strings(samples)
+        name, datatype, shape, raw = TEXT_INPUT, "BYTES", [len(samples)], pack_strings(samples)
     header: dict[str, Any] = {
         "inputs": [{"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}}],
         "parameters": {"binary_data_output": True} | {name: value for name, value in wishes.items() if value is not None},
     }
-    return _join(header, [raw])
+    return join(header, [raw])
 
 
 def encode_response(
     service: str,
     request: InferRequest,
     logits: npt.NDArray[np.float32],
-    labels: Sequence[str],
+    labels: Sequence[str] | Mapping[str, Sequence[str]],
     path: str,
     kind: str,
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and HTTP headers of the answer; ``labels`` are the names of the classes, ``path`` the one taken."""
-    chosen = [labels[i] for i in logits.argmax(axis=1)] if "label" in request.outputs else []
+    """Body and HTTP headers of the answer; ``labels`` are the names of the classes, ``path`` the one taken.
+
+    Of services that are asked together ``labels`` are by service, and their logits (n, classes) stand side by side in that order.
+    """
+    made: dict[str, npt.NDArray[np.float32] | list[str]] = {}
+    begin = 0
+    for name, some in labels.items() if isinstance(labels, Mapping) else [("", labels)]:
+        part, begin = logits[:, begin : begin + len(some)], begin + len(some)
+        prefix = f"{name}." if name else ""
+        made[f"{prefix}logits"] = part
+        made[f"{prefix}label"] = [some[i] for i in part.argmax(axis=1)]
     outputs: list[dict[str, Any]] = []
     payload: list[bytes] = []
     for name in request.outputs:
-        shape, datatype = (list(logits.shape), "FP32") if name == "logits" else ([len(chosen)], "BYTES")
+        value = made[name]
+        shape, datatype = ([len(value)], "BYTES") if isinstance(value, list) else (list(value.shape), "FP32")
         output: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
         if name in request.binary:
-            raw = np.ascontiguousarray(logits, dtype="<f4").tobytes() if name == "logits" else _pack_strings(chosen)
+            raw = pack_strings(value) if isinstance(value, list) else np.ascontiguousarray(value, dtype="<f4").tobytes()
             output["parameters"] = {"binary_data_size": len(raw)}
             payload.append(raw)
         else:
-            output["data"] = logits.ravel().tolist() if name == "logits" else chosen
+            output["data"] = value if isinstance(value, list) else value.ravel().tolist()
         outputs.append(output)
     header = {"model_name": service, "model_version": "1", "outputs": outputs, "parameters": {"path": path, "kind": kind}}
     if request.id is not None:
         header["id"] = request.id
     if payload:
-        return _join(header, payload)
+        return join(header, payload)
     return json.dumps(header).encode(), {"Content-Type": "application/json"}
 
 
@@ -125,37 +149,27 @@ def decode_response(body: bytes, headers: Mapping[str, str]) -> tuple[list[str],
     Raises:
         RequestError: 502 where the answer is not what ``encode_response`` writes.
     """
+    return decode_responses(body, headers, [""])[""]
+
+
+def decode_responses(
+    body: bytes, headers: Mapping[str, str], services: Sequence[str]
+) -> dict[str, tuple[list[str], npt.NDArray[np.float32], str]]:
+    """The same of services that were asked together, by service; raises as ``decode_response``."""
     try:
-        header, tail = _split(body, headers.get(HEADER_LENGTH.lower()))
+        header, tail = split(body, headers.get(HEADER_LENGTH.lower()))
         found: dict[str, Any] = {}
         for output in header["outputs"]:
-            raw, tail = _take(output, tail)
-            if output["name"] == "logits":
-                found["logits"] = np.frombuffer(raw, dtype="<f4").reshape(output["shape"]).copy()
+            raw, tail = take(output, tail)
+            if output["datatype"] == "FP32":
+                found[output["name"]] = np.frombuffer(raw, dtype="<f4").reshape(output["shape"]).copy()
             else:
-                found["label"] = _unpack_strings(raw)
-        return found["label"], found["logits"], header["parameters"]["path"]
+                found[output["name"]] = unpack_strings(raw)
+        prefixes = {service: f"{service}." if service else "" for service in services}
+        path = header["parameters"]["path"]
+        return {service: (found[f"{prefix}label"], found[f"{prefix}logits"], path) for service, prefix in prefixes.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"the server's answer cannot be read ({error}); is this a code_ray server?", status=502) from error
-
-
-def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
-    if header_length is None:
-        length = len(body)
-    elif not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12 or int(header_length) > len(body):
-        raise RequestError(f"{HEADER_LENGTH} {_short(header_length)} is not a length within the body's {len(body)} bytes")
-    else:
-        length = int(header_length)
-    try:
-        header = json.loads(body[:length])
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, nested too deep
-        raise RequestError(f"the request's header is not JSON ({_short(str(error))}); see docs/serving.md for the format") from error
-    return _mapping(header, "the request"), body[length:]
-
-
-def _join(header: dict[str, Any], payload: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
-    text = json.dumps(header).encode()
-    return b"".join([text, *payload]), {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
 
 
 def _read_images(tensor: dict[str, Any], tail: bytes, image_shape: Sequence[int], max_images: int) -> ImageArray:
@@ -173,11 +187,11 @@ def _read_texts(tensor: dict[str, Any], tail: bytes, length: int, tokenizer: Tok
     if datatype == "BYTES":
         raw = _raw(tensor, tail)
         try:
-            texts = tensor.get("data") if raw is None else _unpack_strings(raw)
+            texts = tensor.get("data") if raw is None else unpack_strings(raw)
         except ValueError:  # not UTF-8, or cut off
             texts = None
         if not isinstance(texts, list) or len(texts) != shape[0] or not all(isinstance(text, str) for text in texts):
-            raise RequestError(f"shape {shape} needs as many texts in UTF-8; got {_short(texts)}")
+            raise RequestError(f"shape {shape} needs as many texts in UTF-8; got {short(texts)}")
         return tokenizer.encode(texts, length)
     ids = _numbers(tensor, tail, datatype, np.dtype("<i4" if datatype == "INT32" else "<i8"), shape)
     if not bool(((ids >= 0) & (ids < len(tokenizer))).all()) or not bool(ids.any(axis=1).all()):
@@ -189,14 +203,14 @@ def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wante
     """Datatype and shape of an input, one of those that are ``taken`` (datatype -> shape of a sample)."""
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if not isinstance(name, str):
-        raise RequestError(f"the input needs a name; got {_short(name)}")
+        raise RequestError(f"the input needs a name; got {short(name)}")
     if not isinstance(datatype, str) or datatype not in taken:
-        raise RequestError(f"input {_short(name)} has datatype {_short(datatype)}; send {wanted}", status=422)
+        raise RequestError(f"input {short(name)} has datatype {short(datatype)}; send {wanted}", status=422)
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
-        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; give a list of sizes")
+        raise RequestError(f"input {short(name)} has shape {short(shape)}; give a list of sizes")
     if not shape or list(shape[1:]) != list(taken[datatype]) or shape[0] == 0:
         takes = [-1, *taken[datatype]]
-        raise RequestError(f"input {_short(name)} has shape {_short(shape)}; this service takes {takes}, at least one {noun}", status=422)
+        raise RequestError(f"input {short(name)} has shape {short(shape)}; this service takes {takes}, at least one {noun}", status=422)
     if shape[0] > most:
         raise RequestError(f"{shape[0]} {noun}s in one request; at most {most} are taken, send several requests", status=413)
     return datatype, shape
@@ -204,8 +218,8 @@ def _described(tensor: dict[str, Any], taken: Mapping[str, Sequence[int]], wante
 
 def _raw(tensor: dict[str, Any], tail: bytes) -> bytes | None:
     """The bytes of the one input, or None where it is JSON."""
-    if "binary_data_size" in _mapping(tensor.get("parameters", {}), "inputs[0].parameters"):
-        raw, rest = _take(tensor, tail)
+    if "binary_data_size" in mapping(tensor.get("parameters", {}), "inputs[0].parameters"):
+        raw, rest = take(tensor, tail)
         if rest:
             raise RequestError(f"the input has {len(raw)} bytes; {len(tail)} follow the header")
         return raw
@@ -227,7 +241,7 @@ def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int])
     try:
         values = np.asarray(data, dtype=np.float64).ravel()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise RequestError(f"'data' is not a list of numbers ({_short(str(error))})") from error
+        raise RequestError(f"'data' is not a list of numbers ({short(str(error))})") from error
     if values.size != math.prod(shape):
         raise RequestError(f"shape {shape} needs {math.prod(shape)} numbers; 'data' holds {values.size}")
     if datatype == "UINT8" and not bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all()):
@@ -239,42 +253,18 @@ def _from_json(data: Any, datatype: str, dtype: np.dtype[Any], shape: list[int])
     return values.astype(dtype).reshape(shape)
 
 
-def _read_outputs(outputs: Any, binary: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+def _read_outputs(outputs: Any, binary: bool, names: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Names, each once, and those of them that are asked for as bytes; ``binary`` where an output does not say."""
     if outputs is None or outputs == []:
-        return OUTPUTS, frozenset(OUTPUTS if binary else ())
+        return tuple(names), frozenset(names if binary else ())
     if not isinstance(outputs, list) or not all(isinstance(o, dict) for o in outputs):
-        raise RequestError(f"'outputs' must be a list of {{'name': ...}}; got {_short(outputs)}")
+        raise RequestError(f"'outputs' must be a list of {{'name': ...}}; got {short(outputs)}")
     flags: dict[str, bool] = {}
     for output in outputs:
-        if (name := output.get("name")) not in OUTPUTS:
-            raise RequestError(f"output {_short(name)} is unknown; there are: {', '.join(OUTPUTS)}")
-        flags.setdefault(name, bool(_mapping(output.get("parameters", {}), "outputs").get("binary_data", binary)))
+        if (name := output.get("name")) not in names:
+            raise RequestError(f"output {short(name)} is unknown; there are: {', '.join(names)}")
+        flags.setdefault(name, bool(mapping(output.get("parameters", {}), "outputs").get("binary_data", binary)))
     return tuple(flags), frozenset(name for name, flag in flags.items() if flag)
-
-
-def _take(tensor: Mapping[str, Any], tail: bytes) -> tuple[bytes, bytes]:
-    size = tensor["parameters"]["binary_data_size"]
-    if type(size) is not int or not 0 <= size <= len(tail):
-        raise RequestError(f"'binary_data_size' {_short(size)} is not a length within the {len(tail)} bytes that follow the header")
-    return tail[:size], tail[size:]
-
-
-def _pack_strings(texts: Sequence[str]) -> bytes:
-    """The protocol's BYTES: each element as a 4-byte little-endian length and its bytes."""
-    raw = [text.encode() for text in texts]
-    return b"".join(len(r).to_bytes(4, "little") + r for r in raw)
-
-
-def _unpack_strings(raw: bytes) -> list[str]:
-    texts, position = [], 0
-    while position < len(raw):
-        length = int.from_bytes(raw[position : position + 4], "little")
-        if position + 4 + length > len(raw):
-            raise ValueError("a text is cut off")
-        texts.append(raw[position + 4 : position + 4 + length].decode())
-        position += 4 + length
-    return texts
 
 
 def _number(parameters: Mapping[str, Any], name: str, most: float) -> float | None:
@@ -282,16 +272,5 @@ def _number(parameters: Mapping[str, Any], name: str, most: float) -> float | No
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value <= most:
-        raise RequestError(f"'parameters.{name}' must be a number above 0, at most {most:g}; got {_short(value)}", status=422)
+        raise RequestError(f"'parameters.{name}' must be a number above 0, at most {most:g}; got {short(value)}", status=422)
     return float(value)
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RequestError(f"{name} must be a JSON object; got {_short(value)}")
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

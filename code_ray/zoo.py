@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from code_ray.blocks import cut_layers
 from code_ray.errors import ServiceError
 from code_ray.own_service import BUILDER, build_split_model
-from code_ray.service import Builder, Service, load_service, services_dir
+from code_ray.service import Builder, Service, ServiceSpec, load_service, read_spec, services_dir
 from code_ray.text_blocks import build_sentence_cnn, build_text_encoder
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -176,3 +176,28 @@ def get_service(name_or_folder: str) -> Service:
     raise ServiceError(
         f"no service is called {name_or_folder!r}; there are: {', '.join(ZOO)}, or give a service folder; those in {services_dir()} go by their names"
     )
+
+
+def load_stored_service(name: str, store_dir: Path) -> Service:
+    """A provider's own service: from its store where it is there, else by its name.
+
+    Raises:
+        ServiceError: for a service that is neither, or not whole.
+    """
+    folder = _folder_in_store(name, store_dir)
+    return get_service(str(folder) if folder.exists() else name)
+
+
+def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
+    """The description of a service without its weights.
+
+    Raises:
+        ServiceError: as ``load_stored_service``.
+    """
+    folder = _folder_in_store(name, store_dir)
+    named = None if folder.exists() else description_file(name)
+    return read_spec(named or folder / "service.json")
+
+
+def _folder_in_store(name: str, store_dir: Path) -> Path:
+    return store_dir / "services" / name

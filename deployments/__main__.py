@@ -1,4 +1,4 @@
-"""What operators do beside ``serve run``: python -m deployments doctor, deploy FILE, upgrade SERVICE FOLDER, keys add|list|remove."""
+"""What operators do beside ``serve run``: python -m deployments doctor, deploy FILE, upgrade SERVICE FOLDER, join FIRST SECOND, keys add|list|remove."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import ray
 
 from code_ray.access import KeyFile, read_keys
-from code_ray.artifact import write_text
+from code_ray.artifact import RunDirectory, write_text
 from code_ray.errors import CodeRayError, ConfigError, DeploymentError
+from code_ray.joining import join
+from code_ray.wire import GROUPED
 from deployments.config import DEFAULT_RUN_DIR
 from deployments.doctor import examine
 from deployments.placement import WITHIN_S, deploy
@@ -37,6 +39,10 @@ def main() -> int:
     upgrading.add_argument("folder", type=Path, help="the new version: service.json and weights.safetensors")
     upgrading.add_argument("--run-dir", type=Path, required=True, help="the plan that is served")
     upgrading.add_argument("--out", type=Path, required=True, help="a new folder for the plan that takes its place")
+    joining = commands.add_parser("join", help="one plan out of those of two local services, which can then be asked together")
+    joining.add_argument("first", type=Path, help="a run directory; it may have been joined before")
+    joining.add_argument("second", type=Path, help="another, of a service that takes the same input")
+    joining.add_argument("--out", type=Path, required=True, help="a new run directory")
     keys = commands.add_parser("keys", help="API keys; only their hashes are stored")
     verbs = keys.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser("add", help="make a key and print it, once")
@@ -52,7 +58,7 @@ def main() -> int:
     if options.command == "doctor":
         return _doctor(options)
     try:
-        {"deploy": _deploy, "upgrade": _upgrade, "keys": _keys}[options.command](options)
+        {"deploy": _deploy, "upgrade": _upgrade, "join": _join, "keys": _keys}[options.command](options)
     except CodeRayError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -88,6 +94,15 @@ def _upgrade(options: argparse.Namespace) -> None:
     for refit in upgrade(options.run_dir, options.service, options.folder, options.out):
         print(refit)
     print(f"{options.out} is ready; put it in the place of {options.run_dir} on every node (docs/serving.md, another plan)")
+
+
+def _join(options: argparse.Namespace) -> None:
+    plan = join(RunDirectory(options.first), RunDirectory(options.second), options.out)
+    for trunk in plan.trunks:
+        print("one pass for " + " and ".join(planned.path for planned, _ in plan.behind(trunk)))
+    if not plan.trunks:
+        print("no paths share a trunk: each service's own are run for a request to both (docs/search.md, trunk)")
+    print(f"{options.out} is ready; ask {GROUPED.join(plan.tasked)} for an answer of each")
 
 
 def _keys(options: argparse.Namespace) -> None:

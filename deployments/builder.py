@@ -12,11 +12,12 @@ from code_ray.artifact import RunDirectory
 from code_ray.errors import ConfigError, DeploymentError
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
+from code_ray.zoo import stored_spec
 from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterAppOptions, RouterOptions, RouterSettings
 from deployments.provider import Provider
 from deployments.router import Router
 from deployments.routes import check_use, provider_deployment
-from deployments.stores import check_blocks, open_plan, stored_spec
+from deployments.stores import check_blocks, open_plan
 
 # Short enough that a dead replica is replaced in seconds, long enough for a busy machine.
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 5}

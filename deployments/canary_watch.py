@@ -20,17 +20,18 @@ logger = logging.getLogger("ray.serve")
 EVERY_S = 30.0
 
 
-async def wrong_answer(plan: PlanInForce, route: Route, canaries: Canaries, deadline_s: float) -> str | None:
-    """What is wrong with how ``route`` answers its canaries, "" where nothing is; None where nobody can tell now."""
-    if route.links not in canaries.logits:
+async def wrong_answer(plan: PlanInForce, service: str, route: Route, canaries: Canaries, deadline_s: float) -> str | None:
+    """What is wrong with how ``route`` of a local service answers its canaries, "" where nothing is; None where nobody can tell now."""
+    links = route.links if service == plan.plan.local or route.id != ORIGINAL else f"{ORIGINAL}-{service}"
+    if links not in canaries.logits:
         return ""
     try:
-        answer = await asyncio.wait_for(plan.ask(route, canaries.images), deadline_s)
+        answer = await asyncio.wait_for(plan.ask(service, route, canaries.images), deadline_s)
     except (TimeoutError, RayError, RayServeException):
         return None
     if isinstance(answer, Refusal):
         return None
-    difference = canaries.difference(route.links, answer)
+    difference = canaries.difference(links, answer)
     if difference <= TOLERANCE:
         return ""
     return f"path {route.id} answers its canaries wrongly (relative difference {difference:.2g}, at most {TOLERANCE:g})"
@@ -56,9 +57,9 @@ class CanaryWatch:
 
     async def look(self, plan: PlanInForce, canaries: Canaries) -> None:
         """Send them over every path that is up, one after the other."""
-        service = plan.plan.local
-        for route in plan.usable(service, quarantined=True):
-            reason = await wrong_answer(plan, route, canaries, self._deadline_s)
+        routes = [(service, route) for service in plan.plan.tasked for route in plan.usable(service, quarantined=True)]
+        for service, route in routes:
+            reason = await wrong_answer(plan, service, route, canaries, self._deadline_s)
             if reason is None:
                 continue
             self._metrics.checked(service, route, is_wrong=bool(reason))

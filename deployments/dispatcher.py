@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -26,7 +27,7 @@ from deployments.known_providers import KnownProviders
 from deployments.metrics import RouterMetrics
 from deployments.network_watch import NetworkWatch
 from deployments.plan_in_force import PlanInForce
-from deployments.routes import Refusal, Route, UnderWay
+from deployments.routes import Hop, Refusal, Route, UnderWay
 from deployments.succession import Succession
 from deployments.worker import Array
 
@@ -43,12 +44,18 @@ class Dispatcher:
     """
 
     def __init__(
-        self, plan: Plan, num_blocks: Mapping[str, int], handles: dict[str, DeploymentHandle[Any]], options: RouterOptions
+        self,
+        plan: Plan,
+        num_blocks: Mapping[str, int],
+        classes: Mapping[str, int],
+        handles: dict[str, DeploymentHandle[Any]],
+        options: RouterOptions,
     ) -> None:
         self.settings = RouterSettings()
         self.is_stale = asyncio.Event()
         self._local = plan.placement[plan.local]
         self._num_blocks = num_blocks
+        self._classes = classes
         self._options = options
         self._providers = KnownProviders(set(plan.placement.values()), handles)
         self._breakers = {name: Breaker() for name in self._providers.names if name != self._local}
@@ -66,19 +73,28 @@ class Dispatcher:
         """Whether the original path of a service is up."""
         return self._now.routes[service][ORIGINAL].is_hosted(self._providers.reports)
 
+    @property
+    def groups(self) -> Collection[str]:
+        """Names under which several services can be asked together."""
+        return self._now.groups
+
     def level(self, service: str) -> float:
         """How far requests of a service follow the plan's rates; a host's own service has none to follow."""
-        by_load = service == self._now.plan.local and self.settings.steering == "load"
+        by_load = service in self._now.rates and self._is_loading(service) and self.settings.steering == "load"
         return self._load.level(time.monotonic()) if by_load else 1.0
+
+    def _is_loading(self, service: str) -> bool:
+        """Whether the original path of a service, or of a group, runs on the server whose load is watched."""
+        return service in self._now.rates and self._local in self._now.routes[service][ORIGINAL].providers
 
     def describe(self, service: str) -> dict[str, Any]:
         """What metadata says of a service: its paths, the load level, the state of every host's breaker, the plan."""
-        plan, is_local, now = self._now, service == self._now.plan.local, time.monotonic()
+        plan, is_local, now = self._now, service in self._now.rates, time.monotonic()
         paths: list[dict[str, Any]] = []
         for route in plan.routes[service].values():
             paths.append({"id": route.id, "kind": route.kind, "share": plan.policies[service].shares.get(route.id, 0.0)})
             if is_local:  # of a host's own service the plan knows neither
-                paths[-1] |= {"accuracy": route.accuracy, "images_per_second": plan.rates.get(route.id, 0.0)}
+                paths[-1] |= {"accuracy": route.accuracy, "images_per_second": plan.rates[service].get(route.id, 0.0)}
                 if route.threshold is not None:
                     paths[-1]["rerun"] = plan.reruns[route.id]
         breakers = {provider: breaker.state(now) for provider, breaker in self._breakers.items()}
@@ -106,7 +122,7 @@ class Dispatcher:
         attempts = [self._choose(plan, service, request, now), original]
         failure = RequestError("no attempt was made", status=503)
         for number, route in enumerate(attempts):
-            if not all(self._providers.is_there(hop.provider) for hop in route.hops):
+            if not all(self._providers.is_there(hop.provider) for hop in route.called):
                 failure = RequestError(f"{service!r} is not up now; send the request again", status=503, retry_after_s=1)
                 continue
             left = end - time.monotonic()
@@ -145,7 +161,7 @@ class Dispatcher:
         work = self._begin(plan, service, route, len(images), began)
         try:
             async with self._providers.wait_for(route.providers, budget_s):
-                result = await plan.join(route, images)
+                result = await plan.join(service, route, images)
         except TimeoutError:
             gone = sorted(name for name in route.providers if not self._providers.is_there(name))
             is_late, cause = not gone, f"{gone[0]} is gone" if gone else f"no answer within {budget_s:.1f} s"
@@ -158,7 +174,7 @@ class Dispatcher:
                 policy.leave_out(route.id, time.monotonic())
                 self._metrics.attempted(service, route, "refused")
             else:
-                lost = 100 * (plan.routes[service][ORIGINAL].accuracy - route.accuracy)
+                lost = route.lost_points(plan.routes[service][ORIGINAL])
                 self._metrics.attempted(service, route, "answered")
                 self._metrics.answered(service, route, len(images), time.monotonic() - began, lost)
             return result
@@ -181,7 +197,7 @@ class Dispatcher:
     def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[Resource, float]:
         reports = self._providers.reports
         work = route.work(images, reports, self._network.now)
-        if service == plan.plan.local:
+        if self._is_loading(service):
             original = plan.routes[service][ORIGINAL].work(images, reports)
             self._load.begin(work.get(self._local, 0.0), original.get(self._local, 0.0), now)
         self._under_way.add(work)
@@ -191,20 +207,34 @@ class Dispatcher:
 
     def _end(self, service: str, work: Mapping[Resource, float]) -> None:
         self._under_way.remove(work)
-        if service == self._now.plan.local:
+        if self._is_loading(service):
             self._load.end(work.get(self._local, 0.0))
 
     async def _call(self, service: str, route: Route, images: Array) -> Array | Refusal:
         self._metrics.batched(service, route, len(images))
-        value: Any = images
-        for hop in route.hops:
+        if not route.branches:
+            result: Array | Refusal = await self._over(route.hops, images)
+            return result
+        # Of a trunk's end references alone come here: each service's provider fetches its own.
+        made = await self._over(route.hops, images) if route.hops else [ray.put(images)] * len(route.branches)
+        if isinstance(made, Refusal):
+            return made
+        pairs = zip(route.branches, made, strict=True)
+        answers = await asyncio.gather(*(self._over(branch.hops, part) for branch, part in pairs))
+        refused = next((answer for answer in answers if isinstance(answer, Refusal)), None)
+        return np.concatenate(answers, axis=1) if refused is None else refused
+
+    async def _over(self, hops: Sequence[Hop], value: Any) -> Any:
+        """What comes of ``value`` behind some hops: logits, references where a trunk ends, or a refusal."""
+        for hop in hops:
             # The answer of one leg goes to the next by reference, not through this process.
             value = self._providers.handle(hop.provider).run.remote(hop.key, value)
-        result: Array | Refusal = await value
-        return result
+        return await value
 
     def _put_in_force(self, plan: Plan) -> PlanInForce:
-        return PlanInForce(plan, self._num_blocks, self._options, self._breakers, self._call, self._metrics, self.is_stale.set)
+        return PlanInForce(
+            plan, self._num_blocks, self._classes, self._options, self._breakers, self._call, self._metrics, self.is_stale.set
+        )
 
     async def refresh(self, deadline_s: float) -> bool:
         """Ask all providers for their times, change over to another plan where there is one, and solve the rates again; whether all
@@ -234,7 +264,8 @@ class Dispatcher:
         self._now.solve(self.settings.use)
         if (canaries := self._succession.canaries(self._now.plan)) is not None:
             self._canary_watch.consider(self._now, canaries, time.monotonic())
-        self._metrics.steered(local, self.level(local), self._now.routes[local], self._now.policies[local].shares)
+        for service in self._now.rates:
+            self._metrics.steered(service, self.level(service), self._now.routes[service], self._now.policies[service].shares)
         return complete
 
     async def _look_at_network(self, deadline_s: float) -> None:

@@ -26,8 +26,9 @@ from code_ray.artifact import RunDirectory
 from code_ray.errors import CodeRayError
 from code_ray.plan import Plan, load_leg_links
 from code_ray.runner import walk
+from code_ray.zoo import stored_spec
 from deployments.plan_watch import read_offer
-from deployments.stores import check_blocks, open_plan, services_known_to, stored_spec
+from deployments.stores import check_blocks, open_plan, services_known_to
 
 PACKAGES = ("code_ray", "ray", "torch", "numpy")
 FULLEST = 0.95
@@ -107,7 +108,7 @@ def look_at_disks(*places: str) -> list[tuple[str, bool, str]]:
 def _load(provider: str, run: RunDirectory, plan: Plan) -> int:
     """Load a provider's services and links as its server does, hashes and all; how many links there are."""
     services, store = services_known_to(provider, plan, run.stores_dir), run.stores_dir / provider
-    paths = [(planned, plan.inference_path(planned)) for planned in plan.paths]
+    paths = [(planned, plan.inference_path(planned)) for planned in plan.all_paths]
     found = {
         (planned.links_id, link)
         for planned, path in paths

@@ -15,13 +15,16 @@ import torch
 
 from code_ray.artifact import RunDirectory
 from code_ray.blocks import ExecutionMode
+from code_ray.joining import check_trunk
 from code_ray.path import InferencePath
-from code_ray.plan import Plan, PlannedPath, load_leg_links
+from code_ray.plan import Plan, PlannedPath, PlannedTrunk, load_leg_links
 from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
-from code_ray.runner import Leg, LegRunner, leg_modules, walk
+from code_ray.runner import Leg, LegRunner, fan_out, leg_modules, walk
 from code_ray.service import Service, ServiceSpec
+from code_ray.wire import GROUPED
 from deployments.config import ProviderOptions
+from deployments.parcel import Parcel
 from deployments.routes import hosted_paths
 from deployments.stores import load_own_services, outline
 from deployments.worker import Array, HostedLeg
@@ -78,8 +81,54 @@ class Hosting:
             # Gated forms of a path have the legs of the plain one.
             made = {**(known if changed.isdisjoint((path.local, *path.hosts)) else {}), **legs}
             legs |= self._make_path(planned, path.plain, plan, run.stores_dir / self._name, services, made, measured, clock)
+        for trunk in plan.trunks:
+            legs |= self._make_fan(trunk, plan, run.stores_dir / self._name, services, {} if changed else known, clock)
         self._own = own
         return legs
+
+    def _make_fan(
+        self,
+        trunk: PlannedTrunk,
+        plan: Plan,
+        store_dir: Path,
+        services: Mapping[str, Service],
+        known: Mapping[str, HostedLeg],
+        clock: Callable[[], float],
+    ) -> dict[str, HostedLeg]:
+        """The leg with which a trunk ends, where that is here: its blocks once, then of each path the leg that begins with its exit link."""
+        paths = check_trunk(plan, trunk)
+        fan = fan_out(paths, plan.placement)
+        index = len(fan.stem) - 1
+        key = trunk.leg_key(index)
+        if fan.stem[-1].provider != self._name:
+            return {}
+        if key in known:
+            return {key: known[key]}
+        whole = [(planned, path, walk(path, plan.placement)) for (planned, _), path in zip(plan.behind(trunk), paths, strict=True)]
+        links = [load_leg_links(legs[index], path, planned, services, store_dir) for planned, path, legs in whole]
+        stem = LegRunner(leg_modules(fan.stem[-1], services, links[0]), self.mode, self._device)
+        ends = [
+            (LegRunner(leg_modules(branch[0], services, own), self.mode, self._device), len(branch) == 1)
+            for branch, own in zip(fan.branches, links, strict=True)
+        ]
+        local = services[paths[0].local]
+        shape, example = self._taken(local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services)
+
+        def answers(value: Array) -> list[Array]:
+            shared = stem.run(local.preprocess(value) if index == 0 else from_wire(value))
+            return [_output(runner, shared, last) for runner, last in ends]
+
+        parcel = Parcel.of(answers(example[:1]))
+
+        def call(value: Array) -> Array:
+            return parcel.pack(answers(value))
+
+        seconds, size = fastest_size(partial(_seconds_an_image, call, example, clock), self._sizes)
+        guest = any(plan.placement[path.local] != self._name for path in paths)
+        takes, gives = example[:1].nbytes, sum(parcel.sizes)
+        packing = (takes + gives) * self._pack_seconds_per_byte
+        name = GROUPED.join(str(path) for path in paths)
+        return {key: HostedLeg(call, name, shape, guest, index, size, seconds, packing, takes, gives, example.dtype, parcel=parcel)}
 
     def _make_path(
         self,
@@ -94,7 +143,7 @@ class Hosting:
     ) -> dict[str, HostedLeg]:
         made = {}
         before: Leg | None = None
-        legs = walk(path, plan.placement)
+        legs, preprocessing = walk(path, plan.placement), services[path.local].spec.preprocessing
         for index, leg in enumerate(legs):
             key = planned.leg_key(index)
             if leg.provider == self._name:
@@ -104,13 +153,8 @@ class Hosting:
                 else:
                     runner = LegRunner(leg_modules(leg, services, links), self.mode, self._device)
                     last = index == len(legs) - 1
-                    if before is None:
-                        call = _from_images(runner, services[path.local].spec.preprocessing, last)
-                        shape = services[path.local].spec.preprocessing.sample_shape
-                        example = services[path.local].spec.preprocessing.noise(max(self._sizes))
-                    else:
-                        call, shape = _from_activations(runner, last), leg_out_shape(before, path, services)
-                        example = to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
+                    call = _from_images(runner, preprocessing, last) if before is None else _from_activations(runner, last)
+                    shape, example = self._taken(preprocessing, before, path, services)
                     # The same blocks with other links take as long.
                     seconds, size = measured.get((str(path), index)) or fastest_size(
                         partial(_seconds_an_image, call, example, clock), self._sizes
@@ -121,6 +165,15 @@ class Hosting:
                     made[key] = HostedLeg(call, str(path), shape, guest, index, size, seconds, packing, takes, gives, example.dtype)
             before = leg
         return made
+
+    def _taken(
+        self, preprocessing: Preprocessing | TextPreprocessing, before: Leg | None, path: InferencePath, services: Mapping[str, Service]
+    ) -> tuple[tuple[int, ...], Array]:
+        """Shape per sample of what a leg behind ``before`` takes (None: the first takes what clients send), and a batch like it."""
+        if before is None:
+            return preprocessing.sample_shape, preprocessing.noise(max(self._sizes))
+        shape = leg_out_shape(before, path, services)
+        return shape, to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
 
 
 def to_wire(value: torch.Tensor) -> Array:

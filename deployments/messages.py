@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from code_ray.errors import RequestError
 from code_ray.pictures import PICTURE_TYPES
 from code_ray.service import ServiceSpec
-from code_ray.wire import INPUT, TEXT_INPUT
+from code_ray.wire import INPUT, OUTPUTS, TEXT_INPUT, output_names
 
 VERSION = "1"
 """Of every service: a plan serves one version of each. Routes with ``/versions/1`` are those without it."""
@@ -72,16 +72,18 @@ def _input(spec: ServiceSpec) -> dict[str, Any]:
     return {"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.preprocessing.sample_shape]}
 
 
-def service_metadata(spec: ServiceSpec, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The protocol's metadata of a service; ``parameters`` are what the router says of it."""
+def service_metadata(name: str, specs: Sequence[ServiceSpec], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The protocol's metadata of a service, or of several that are asked together, whose outputs go by their names; ``parameters`` are
+    what the router says of it.
+    """
+    sizes = [[-1, len(spec.labels)] for spec in specs]
+    names = output_names([spec.name for spec in specs])
+    outputs = [("FP32", size) if kind == "logits" else ("BYTES", [-1]) for size in sizes for kind in OUTPUTS]
     return {
-        "name": spec.name,
+        "name": name,
         "versions": [VERSION],
         "platform": "code_ray",
-        "inputs": [_input(spec)],
-        "outputs": [
-            {"name": "logits", "datatype": "FP32", "shape": [-1, len(spec.labels)]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-        ],
+        "inputs": [_input(specs[0])],
+        "outputs": [{"name": n, "datatype": datatype, "shape": shape} for n, (datatype, shape) in zip(names, outputs, strict=True)],
         "parameters": parameters,
     }

@@ -62,7 +62,7 @@ class NetworkWatch:
         home, places = find_places(self._node, nodes, self._local)
         node_at = {place: nodes[provider] for provider, place in places.items()} | {home: self._node}
         network = Network(home, places)
-        ways = [hops for route in routes for hops in (route.hops, route.rerun_hops)]
+        ways = [hops for route in routes for hops in (*route.ways, *route.rerun_ways)]
         edges = {edge for hops in ways if all(hop.provider in nodes for hop in hops) for edge in network.crossed(h.provider for h in hops)}
         keys = {edge: (node_at[edge[0]], node_at[edge[1]]) for edge in sorted(edges)}
         self._tell(network, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, RatePolicy
 from deployments.batching import Batcher
 from deployments.config import RouterOptions
+from deployments.groups import group_routes
 from deployments.metrics import RouterMetrics
 from deployments.network import Network
 from deployments.routes import ProviderReport, Refusal, Route, make_routes, solve_rates
@@ -33,14 +35,16 @@ Call = Callable[[str, Route, Array], Awaitable[Array | Refusal]]
 class PlanInForce:
     """Requests under way keep the one that they began with, so that another can take its place at any moment.
 
-    ``call`` sends a batch over a route, ``when_withdrawn`` is told when a path has drifted; ``num_blocks`` by service,
-    ``breakers`` by host's provider.
+    ``call`` sends a batch over a route, ``when_withdrawn`` is told when a path has drifted; ``num_blocks`` and
+    ``classes``, how many it tells apart, by service, ``breakers`` by host's provider. Services that are asked together stand among the
+    others, by the name of their group.
     """
 
     def __init__(
         self,
         plan: Plan,
         num_blocks: Mapping[str, int],
+        classes: Mapping[str, int],
         options: RouterOptions,
         breakers: Mapping[str, Breaker],
         call: Call,
@@ -48,25 +52,28 @@ class PlanInForce:
         when_withdrawn: Callable[[], None],
     ) -> None:
         self.plan = plan
-        self.routes = make_routes(plan, num_blocks)
+        alone = make_routes(plan, num_blocks)
+        self.groups = group_routes(plan, alone, classes)
+        self.routes = alone | self.groups
         self.policies = {service: RatePolicy(dict.fromkeys(routes, 0.0)) for service, routes in self.routes.items()}
-        self.rates: dict[str, float] = {}
+        self.rates: dict[str, dict[str, float]] = {service: {} for service in (*plan.tasked, *self.groups)}
+        """Images a second by local service, or group, and route."""
         self.quarantined: dict[str, str] = {}
         """Paths that answer their canaries wrongly, with how."""
         self._breakers = breakers
         self._path_deadline_s = options.path_deadline_s
         # At once: a batch for each leg of a route to work on, for each edge of the network, and one more.
         self._batchers = {
-            route: Batcher(partial(call, service, route), UNTIL_MEASURED, len(route.hops) + 1)
+            (service, route.id): Batcher(partial(call, service, route), UNTIL_MEASURED, max(map(len, route.ways)) + 1)
             for service, routes in self.routes.items()
             for route in routes.values()
         }
         self._reports: Mapping[str, ProviderReport] = {}
         self._network = Network()
-        self.reruns = {route.id: route.rerun for route in self.routes[plan.local].values()}
+        self.reruns = {route.id: route.rerun for service in plan.tasked for route in alone[service].values()}
         """The share of images that goes over the original as well, of gated paths as it was lately."""
         self._metrics = metrics
-        ask_original = partial(self.ask, self.routes[plan.local][ORIGINAL])
+        ask_original = partial(self.ask, plan.local, self.routes[plan.local][ORIGINAL])
         self.shadow = Shadow(plan.local, options.shadow_share, ask_original, options.request_deadline_s, metrics, when_withdrawn)
 
     def breakers_on(self, route: Route) -> list[Breaker]:
@@ -74,12 +81,12 @@ class PlanInForce:
         return (
             []
             if route.id == ORIGINAL
-            else [self._breakers[name] for name in sorted({hop.provider for hop in route.hops} & set(self._breakers))]
+            else [self._breakers[name] for name in sorted({hop.provider for hop in route.called} & set(self._breakers))]
         )
 
     def usable(self, service: str, quarantined: bool = False) -> list[Route]:
         """The original, and what may be used and is up, or is ``quarantined``; the most accurate first."""
-        names = {ORIGINAL, *self.rates, *(self.quarantined if quarantined else ())}
+        names = {ORIGINAL, *self.rates.get(service, ()), *(self.quarantined if quarantined else ())}
         routes = [r for r in self.routes[service].values() if r.id in names and (r.id == ORIGINAL or r.is_hosted(self._reports))]
         return sorted(routes, key=lambda route: -route.accuracy)
 
@@ -87,27 +94,38 @@ class PlanInForce:
         """Whether all of ``providers`` serve this plan: that means that each has checked its part of it."""
         return all(name in self._reports and self._reports[name].plan == self.plan.id for name in providers)
 
-    async def join(self, route: Route, images: Array) -> Array | Refusal:
+    async def join(self, service: str, route: Route, images: Array) -> Array | Refusal:
         """Answer ``images`` over a route; behind a gate what it is not sure of is answered by the original, where that takes it."""
-        answer = await self.ask(route, images)
-        if isinstance(answer, Refusal) or route.threshold is None:
+        answer = await self.ask(service, route, images)
+        if isinstance(answer, Refusal):
+            return answer
+        if not route.branches:
+            return await self._sure(service, route, images, answer)
+        ends = np.cumsum([branch.classes for branch in route.branches])[:-1]
+        parts = zip(route.branches, np.split(answer, ends, axis=1), strict=True)
+        sure = [self._sure(branch.service, branch.alone, images, part) for branch, part in parts]
+        return np.concatenate(await asyncio.gather(*sure), axis=1)
+
+    async def _sure(self, service: str, route: Route, images: Array, answer: Array) -> Array:
+        """One service's ``answer``, in which its original has answered what is below the route's threshold."""
+        if route.threshold is None:
             return answer
         unsure = confidence(answer) < route.threshold
         weight = len(images) / (len(images) + REMEMBERED)
         self.reruns[route.id] += weight * (float(unsure.mean()) - self.reruns[route.id])
         if not unsure.any():
             return answer
-        again = await self.ask(self.routes[self.plan.local][ORIGINAL], images[unsure])
+        again = await self.ask(service, self.routes[service][ORIGINAL], images[unsure])
         if isinstance(again, Refusal):
             return answer
-        self._metrics.reran(self.plan.local, route, len(again))
+        self._metrics.reran(service, route, len(again))
         answer = np.array(answer)  # what comes from Ray's object store is read-only
         answer[unsure] = again
         return answer
 
-    async def ask(self, route: Route, images: Array) -> Array | Refusal:
+    async def ask(self, service: str, route: Route, images: Array) -> Array | Refusal:
         """Answer ``images`` over the legs of a route, in a batch of what goes the same way."""
-        batcher = self._batchers[route]
+        batcher = self._batchers[service, route.id]
         wait = sum(route.work(batcher.waiting_images, self._reports, self._network).values())
         if wait > self._path_deadline_s:
             return Refusal("too many requests wait for a server", wait - self._path_deadline_s)
@@ -116,21 +134,34 @@ class PlanInForce:
     def hear(self, reports: Mapping[str, ProviderReport], network: Network) -> None:
         """What the providers tell of themselves, the sizes of batches among it, and what the network carries."""
         self._reports, self._network = reports, network
-        for route, batcher in self._batchers.items():
+        for (service, identifier), batcher in self._batchers.items():
+            route = self.routes[service][identifier]
             if route.is_hosted(reports):
-                batcher.at_once = len(route.hops) + len(network.crossed(hop.provider for hop in route.hops)) + 1
-                batcher.size = max(reports[hop.provider].legs[hop.key].batch_size for hop in route.hops)
+                longest = max(len(way) + len(network.crossed(hop.provider for hop in way)) for way in route.ways)
+                batcher.at_once = longest + 1
+                batcher.size = max(reports[hop.provider].legs[hop.key].batch_size for hop in route.called)
 
     def solve(self, use: Collection[str] | None) -> None:
         """Solve the programme with the times that were heard, over the paths in ``use`` (None: all) that neither have drifted nor answer
-        wrongly.
+        wrongly; of each local service, and of those that are asked together.
         """
-        local, out = self.plan.local, {*self.shadow.withdrawn, *self.quarantined}
-        allowed = [replace(route, rerun=self.reruns[route.id]) for route in self.routes[local].values() if route.id not in out]
-        self.rates = solve_rates(allowed, self.plan, self._reports, use, self._network)
-        self.policies[local].set_rates(self.rates)
+        out = {*self.shadow.withdrawn, *self.quarantined}
+        for service in self.rates:
+            allowed = [self._as_rerun(route) for route in self.routes[service].values() if out.isdisjoint(_names(route))]
+            self.rates[service] = solve_rates(allowed, self.plan, self._reports, use, self._network, service)
+            self.policies[service].set_rates(self.rates[service])
+
+    def _as_rerun(self, route: Route) -> Route:
+        """``route`` with the shares of reruns as they were lately."""
+        branches = tuple(replace(branch, alone=self._as_rerun(branch.alone)) for branch in route.branches)
+        return replace(route, rerun=self.reruns.get(route.id, 0.0), branches=branches)
 
     def follow(self, other: PlanInForce) -> None:
         """Take the place of ``other``: a path that has drifted stays withdrawn unless it is another one now."""
         routes, before = self.routes[self.plan.local], other.routes[other.plan.local]
         self.shadow.withdrawn |= {name for name in other.shadow.withdrawn if routes.get(name) == before[name]}
+
+
+def _names(route: Route) -> set[str]:
+    """Its id and, of services that are asked together, those of their paths."""
+    return {route.id, *(branch.alone.id for branch in route.branches)}

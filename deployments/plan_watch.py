@@ -50,10 +50,16 @@ def check_same_services(old: Plan, new: Plan) -> None:
         "version of it": (old.services[old.local], new.services[new.local]),
         "num_blocks": (old.num_blocks, new.num_blocks),
         "placement": (old.placement, new.placement),
+        "other local services": (_versions(old), _versions(new)),
     }
     for what, (before, after) in needed.items():
         if before != after:
             raise PlanError(f"its {what} is {after!r}, what runs has {before!r}; such a plan needs a new deployment")
+
+
+def _versions(plan: Plan) -> dict[str, tuple[str, int]]:
+    """Content and number of blocks of the local services beside ``local``."""
+    return {name: (plan.services[name], task.num_blocks) for name, task in plan.tasks.items()}
 
 
 class PlanWatch:

@@ -81,7 +81,12 @@ class Provider:
             self._loading = asyncio.create_task(self._change_plan())
         self._drop_plans(now)
         hosted = self._worker.legs.items()
-        legs = {key: LegReport(leg.seconds + leg.packing, leg.batch_size, leg.in_bytes, leg.out_bytes) for key, leg in hosted}
+        legs = {
+            key: LegReport(
+                leg.seconds + leg.packing, leg.batch_size, leg.in_bytes, leg.out_bytes, leg.parcel.sizes if leg.parcel is not None else ()
+            )
+            for key, leg in hosted
+        }
         busy, for_guests = self._worker.busy_seconds()
         mode, plan, refused = str(self._hosting.mode), self._watch.plan.id, self._watch.refused
         return ProviderReport(self._name, mode, legs, now, busy, for_guests, plan, refused, self._node)
@@ -102,8 +107,9 @@ class Provider:
         """Answer so many bytes, whatever comes: routers time it."""
         return np.ones(answer_bytes, np.uint8)
 
-    async def run(self, key: str, value: Array | Refusal) -> Array | Refusal:
-        """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on.
+    async def run(self, key: str, value: Array | Refusal) -> Array | Refusal | list[ray.ObjectRef[Array]]:
+        """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on. Where a trunk ends there is a
+        reference for each branch: what is one service's goes to its provider alone.
 
         Raises:
             PlanError: for a leg that is not hosted here, or an array of another shape: the caller follows another plan.
@@ -119,7 +125,9 @@ class Provider:
         if isinstance(accepted, Refusal):
             return accepted
         output: Array | Refusal = await asyncio.wrap_future(accepted)
-        return output
+        if leg.parcel is None or isinstance(output, Refusal):
+            return output
+        return [ray.put(part) for part in leg.parcel.unpack(output)]
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces this replica where it raises. A server with nothing to do runs a leg on a sample of ones;

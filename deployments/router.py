@@ -18,10 +18,11 @@ from starlette.responses import Response
 
 from code_ray.access import Gate, Key, read_keys
 from code_ray.errors import ConfigError, DeploymentError, RequestError, first_problem
+from code_ray.framing import HEADER_LENGTH
 from code_ray.pictures import PICTURE_TYPES, decode_picture
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
-from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_response
+from code_ray.wire import GROUPED, InferRequest, decode_request, encode_response, output_names
 from deployments.config import RouterOptions, RouterSettings
 from deployments.dispatcher import Dispatcher
 from deployments.messages import VERSION, error_response, json_response, media_type_of, read_body, service_metadata
@@ -46,7 +47,8 @@ class Router:
         self._plan = plan
         self._specs = specs
         self._options = options
-        self._dispatcher = Dispatcher(plan, {name: len(spec.boundaries) - 1 for name, spec in specs.items()}, handles, options)
+        blocks = {name: len(spec.boundaries) - 1 for name, spec in specs.items()}
+        self._dispatcher = Dispatcher(plan, blocks, {name: len(spec.labels) for name, spec in specs.items()}, handles, options)
         self._gate = Gate(None, 1.0, time.monotonic())
         self._keys_changed: float | None = None  # modification time of the file they were read from
         self._look_at_keys()
@@ -100,7 +102,12 @@ class Router:
     def _describe(self, parts: list[str]) -> Response:
         match parts:
             case []:
-                models = {"name": "code_ray", "version": "0.1.0", "extensions": ["binary_tensor_data"], "models": list(self._specs)}
+                models = {
+                    "name": "code_ray",
+                    "version": "0.1.0",
+                    "extensions": ["binary_tensor_data"],
+                    "models": [*self._specs, *self._dispatcher.groups],
+                }
                 return json_response(models)
             case ["health", "live"]:
                 return json_response({"live": True})
@@ -108,38 +115,49 @@ class Router:
                 ready = self._dispatcher.is_ready(self._plan.local)
                 return json_response({"ready": ready}, 200 if ready else 503)
             case ["models", service]:
-                spec = self._spec(service)
-                return json_response(service_metadata(spec, self._dispatcher.describe(service)))
+                services = self._services(service)
+                name = GROUPED.join(services)
+                return json_response(service_metadata(name, [self._specs[s] for s in services], self._dispatcher.describe(name)))
             case ["models", service, "ready"]:
-                ready = self._dispatcher.is_ready(self._spec(service).name)
+                ready = self._dispatcher.is_ready(GROUPED.join(self._services(service)))
                 return json_response({"name": service, "ready": ready}, 200 if ready else 503)
         raise RequestError(f"there is nothing at '/v2/{'/'.join(parts)[:80]}'; see GET /v2", status=404)
 
-    def _spec(self, service: str) -> ServiceSpec:
-        if service not in self._specs:
-            raise RequestError(f"service {service[:80]!r} is unknown; there are: {', '.join(self._specs)}", status=404)
-        return self._specs[service]
+    def _services(self, name: str) -> tuple[str, ...]:
+        """The services that go by a name: one, or those of a group in its order, whatever the order in ``name``."""
+        if name in self._specs:
+            return (name,)
+        group = next((group for group in self._dispatcher.groups if set(group.split(GROUPED)) == set(name.split(GROUPED))), None)
+        if group is None:
+            known = ", ".join((*self._specs, *self._dispatcher.groups))
+            raise RequestError(f"service {name[:80]!r} is unknown; there are: {known}", status=404)
+        return tuple(group.split(GROUPED))
 
-    async def _answer(self, service: str, request: Request) -> Response:
-        key = self._let_in(request, service)
-        spec = self._spec(service)
+    async def _answer(self, name: str, request: Request) -> Response:
+        key = self._let_in(request, name)
+        services = self._services(name)
+        service, spec = GROUPED.join(services), self._specs[services[0]]
         body = await read_body(request, self._options.max_request_bytes)
-        shape = spec.preprocessing.sample_shape
+        shape, outputs = spec.preprocessing.sample_shape, output_names(services)
         if media_type_of(request) in PICTURE_TYPES:
             # In a thread: a large photograph takes a while, and others wait.
-            infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape))
+            infer = InferRequest(await asyncio.to_thread(decode_picture, body, shape), outputs=outputs)
         else:
-            taken = body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images, spec.vocabulary
+            taken = body, request.headers.get(HEADER_LENGTH), shape, self._options.max_images, spec.vocabulary, outputs
             # Making tokens of many texts takes a while too.
             infer = decode_request(*taken) if spec.vocabulary is None else await asyncio.to_thread(decode_request, *taken)
         self._gate.charge(key, len(infer.images), time.monotonic())
         logits, route = await self._dispatcher.infer(service, infer)
-        content, headers = encode_response(service, infer, logits, spec.labels, route.id, route.kind)
+        labels = spec.labels if len(services) == 1 else {name: self._specs[name].labels for name in services}
+        content, headers = encode_response(service, infer, logits, labels, route.id, route.kind)
         return Response(content, headers=headers)
 
     def _let_in(self, request: Request, service: str | None) -> Key | None:
+        """Whoever asks several services together must be let in to each."""
         client = request.scope.get("client") or (None,)
-        return self._gate.check(request.headers, client[0], service)
+        names = [service] if service is None or service in self._specs else service.split(GROUPED)
+        keys = [self._gate.check(request.headers, client[0], name) for name in names]
+        return keys[0]
 
     def _look_at_keys(self) -> None:
         """Read the key file where it was changed; one that cannot be read any more leaves the keys as they were.

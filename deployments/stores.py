@@ -14,11 +14,12 @@ from torch import nn
 from code_ray.artifact import RunDirectory
 from code_ray.blocks import Boundary
 from code_ray.errors import PathError, PlanError
+from code_ray.joining import check_trunk
 from code_ray.path import original_path
 from code_ray.plan import Plan, read_plan
 from code_ray.runner import Leg, walk
-from code_ray.service import Service, ServiceSpec, read_spec
-from code_ray.zoo import description_file, get_service
+from code_ray.service import Service, ServiceSpec
+from code_ray.zoo import load_stored_service, stored_spec
 
 _UNTOLD = Boundary((), nonnegative=False)
 
@@ -40,12 +41,17 @@ def open_plan(run_dir: Path) -> tuple[RunDirectory, Plan]:
 
 
 def _check_names(plan: Plan) -> None:
-    paths = [plan.inference_path(planned) for planned in plan.paths]
-    for name in (plan.local, *plan.services, *plan.kappa, *(segment.service for path in paths for segment in path.segments)):
+    paths = [plan.inference_path(planned) for planned in plan.all_paths]
+    for name in (*plan.tasked, *plan.services, *plan.kappa, *(segment.service for path in paths for segment in path.segments)):
         if name not in plan.placement or name not in plan.services:
             raise PlanError(f"the plan names service {name!r}, which has no provider or no hash in it; run the search again")
-    if not paths or paths[0] != original_path(plan.local, plan.num_blocks):
-        raise PlanError(f"the plan's paths[0] is not the original path of {plan.local!r}; run the search again")
+    for name, task in plan.tasked.items():
+        if not task.paths or plan.inference_path(task.paths[0]) != original_path(name, task.num_blocks):
+            raise PlanError(f"the plan's paths[0] is not the original path of {name!r}; run the search again")
+        if any(plan.inference_path(planned).local != name for planned in task.paths):
+            raise PlanError(f"the plan has a path of {name!r} that begins at another service; run the search again")
+    for trunk in plan.trunks:
+        check_trunk(plan, trunk)
     for host in {host for path in paths for host in path.hosts}:
         if not 0 < plan.budgets.get(plan.placement[host], 0.0) <= 1:
             raise PlanError(f"the plan borrows from {host!r}, whose kappa is not a share above 0 and up to 1; run the search again")
@@ -58,22 +64,13 @@ def check_blocks(plan: Plan, specs: Mapping[str, ServiceSpec]) -> None:
         PlanError: naming the service that is too short, or the local one where its number of blocks is another.
     """
     counts = {name: len(spec.boundaries) - 1 for name, spec in specs.items()}
-    if counts[plan.local] != plan.num_blocks:
-        raise PlanError(f"the plan is for {plan.num_blocks} blocks of {plan.local!r}, which has {counts[plan.local]}; run the search again")
-    for planned in plan.paths:
+    for name, task in plan.tasked.items():
+        if counts[name] != task.num_blocks:
+            raise PlanError(f"the plan is for {task.num_blocks} blocks of {name!r}, which has {counts[name]}; run the search again")
+    for planned in plan.all_paths:
         for segment in plan.inference_path(planned).segments:
             if segment.stop > counts[segment.service]:
                 raise PlanError(f"path {planned.path} runs {segment}, which has {counts[segment.service]} blocks; run the search again")
-
-
-def load_stored_service(name: str, store_dir: Path) -> Service:
-    """A provider's own service: from its store where it is there, else by its name.
-
-    Raises:
-        ServiceError: for a service that is neither, or not whole.
-    """
-    folder = _folder_in_store(name, store_dir)
-    return get_service(str(folder) if folder.exists() else name)
 
 
 def load_own_services(provider: str, plan: Plan, store_dir: Path) -> dict[str, Service]:
@@ -95,20 +92,9 @@ def services_known_to(provider: str, plan: Plan, stores_dir: Path) -> dict[str, 
         ServiceError, IntegrityError: as ``load_own_services``.
     """
     own = load_own_services(provider, plan, stores_dir / provider)
-    legs = [leg for planned in plan.paths for leg in walk(plan.inference_path(planned), plan.placement) if leg.provider == provider]
+    legs = [leg for planned in plan.all_paths for leg in walk(plan.inference_path(planned), plan.placement) if leg.provider == provider]
     others = [name for name in plan.services if name not in own]
     return own | {name: outline(stored_spec(name, stores_dir / plan.placement[name]), legs) for name in others}
-
-
-def stored_spec(name: str, store_dir: Path) -> ServiceSpec:
-    """The description of a service without its weights.
-
-    Raises:
-        ServiceError: as ``load_stored_service``.
-    """
-    folder = _folder_in_store(name, store_dir)
-    named = None if folder.exists() else description_file(name)
-    return read_spec(named or folder / "service.json")
 
 
 def outline(spec: ServiceSpec, legs: Iterable[Leg]) -> Service:
@@ -120,7 +106,3 @@ def outline(spec: ServiceSpec, legs: Iterable[Leg]) -> Service:
     boundaries = tuple(b if (spec.name, i) in met else _UNTOLD for i, b in enumerate(spec.boundaries))
     told = {"builder": "", "builder_args": {}, "block_hashes": (), "boundaries": boundaries}
     return Service(spec.model_copy(update=told), nn.ModuleList())
-
-
-def _folder_in_store(name: str, store_dir: Path) -> Path:
-    return store_dir / "services" / name

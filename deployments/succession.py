@@ -52,8 +52,9 @@ class Succession:
         if not coming.is_served(self._providers.names):
             return False
         canaries = offer.canaries
-        for route in coming.routes[offer.plan.local].values():
-            reason = await wrong_answer(coming, route, canaries, self._deadline_s) if canaries is not None else ""
+        routes = [(service, route) for service in offer.plan.tasked for route in coming.routes[service].values()]
+        for service, route in routes:
+            reason = await wrong_answer(coming, service, route, canaries, self._deadline_s) if canaries is not None else ""
             if reason is None:
                 return False
             if reason:

@@ -54,6 +54,8 @@ def upgrade(run_dir: Path, service: str, folder: Path, out: Path) -> list[Refit]
         ArtifactError: for calibration activations that are missing, and where ``out`` is there or cannot be written.
     """
     run, plan = open_plan(run_dir)
+    if plan.tasks:
+        raise PlanError(f"{run_dir} serves several services; upgrade the run directories that were joined, and join them again")
     if service not in plan.services or service == plan.local:
         hosts = ", ".join(name for name in plan.services if name != plan.local)
         raise PlanError(

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from code_ray.metering import ComputeBucket
+from deployments.parcel import Parcel
 from deployments.routes import Refusal
 
 Array = npt.NDArray[Any]
@@ -39,9 +40,10 @@ SMOOTHING = 0.1
 class HostedLeg:
     """A leg ready to run: ``call`` maps (n, *in_shape) to (n, ...); ``position`` is the leg's place on its path.
 
-    ``path`` is the path's text, ``dtype`` that of its input. ``guest``: it belongs to another provider's service. Per image: ``seconds`` of compute, a running mean,
-    and ``packing``, seconds to take the input out of a message and put the output into one, and the bytes of both. ``slice_seconds``: of
-    compute in slices, as they were lately (None: there were none), since small batches take longer an image.
+    ``path`` is the path's text, ``dtype`` that of its input. ``guest``: it belongs to another provider's service. Per image: ``seconds``
+    of compute, a running mean, and ``packing``, seconds to take the input out of a message and put the output into one, and the bytes of both. ``slice_seconds``: of
+    compute in slices, as they were lately (None: there were none), since small batches take longer an image. ``parcel``: where a trunk
+    ends, how what it makes for each branch is packed in the rows of its output.
     """
 
     call: Callable[[Array], Array]
@@ -56,6 +58,7 @@ class HostedLeg:
     out_bytes: int = 0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     slice_seconds: float | None = None
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from code_ray.path import parse_path
 from code_ray.plan import Identified, read_plan
 from search.config import SearchConfig, read_config
 
-MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed", "trust")
+MEASURED_BY = ("local", "data", "validation_samples", "recipe", "seed", "trust", "trunk")
 """Settings that decide what an evaluation says: another search's count only where they are the same."""
 
 TIMED_BY = ("providers", "kinds", "min_lout", "ranks", "vectors", "hosts_per_path")

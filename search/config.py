@@ -76,6 +76,7 @@ class SearchConfig(BaseModel):
     hosts_per_path: int = Field(1, ge=1)
     ranks: tuple[int | None, ...] = (None,)
     vectors: tuple[tuple[int, ...], ...] | None = None
+    trunk: str | None = None
     objective: Literal["plan", "paper"] = "plan"
     loss_points: float = Field(2.3, ge=0)
     reward: RewardConfig = RewardConfig()
@@ -138,6 +139,12 @@ class SearchConfig(BaseModel):
         by_default = Counter(provider for name, provider in self.placement.items() if name not in self.providers)
         if shared := [provider for provider, count in by_default.items() if count > 1]:
             raise ValueError(f"two service folders are called {shared[0]!r}; say in 'providers' whose each of them is")
+        if self.trunk is not None and (self.vectors is not None or not self.hosts or self.min_lout > 0):
+            raise ValueError(
+                f"'trunk' {self.trunk!r} says which blocks of which hosts take the raw frame; give 'hosts', no 'vectors' and min_lout 0"
+            )
+        if self.trunk is not None and self.apart:
+            raise ValueError(f"'trunk' {self.trunk!r} needs its entry links here, and hosts keep theirs {SPLIT}; set trust: shared")
         if self.apart and self.hosts_per_path > 1:
             raise ValueError(
                 f"'hosts_per_path' is {self.hosts_per_path}: what goes from host to host cannot be costed where hosts keep their shapes to "
@@ -199,9 +206,9 @@ def _with_whole_folders(content: dict[str, Any]) -> dict[str, Any]:
         for key in ("hosts", "providers")
         if isinstance(content.get(key), dict)
     }
-    data = content.get("data")
-    if isinstance(data, str) and Path(data).is_file():
-        named["data"] = str(Path(data).resolve())
+    for key in ("data", "trunk"):
+        if isinstance(content.get(key), str) and Path(content[key]).exists():
+            named[key] = str(Path(content[key]).resolve())
     return content | named | ({"local": whole(content["local"])} if "local" in content else {})
 
 

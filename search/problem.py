@@ -15,11 +15,11 @@ from code_ray.artifact import RunDirectory, write_text
 from code_ray.controls import control_paths
 from code_ray.cost_table import cost_table
 from code_ray.data import DataSet, load_data
-from code_ray.errors import ArtifactError, ConfigError, PathError
+from code_ray.errors import ArtifactError, ConfigError
 from code_ray.gated_objective import GatedPlanObjective
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.party import Party, PublicService, Survey
-from code_ray.path import InferencePath, original_path, path_from_vector
+from code_ray.path import InferencePath, original_path
 from code_ray.path_space import PathSpace
 from code_ray.profiling import Profile, measure_times, profile_of
 from code_ray.relay import OWN, met_by
@@ -31,6 +31,7 @@ from code_ray.training import Trainer
 from code_ray.wide_space import WideSpace
 from code_ray.zoo import get_service
 from search.config import SearchConfig
+from search.listed import listed_paths
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def load_inputs(config: SearchConfig, parties: Mapping[str, Party] | None = None
             parties[provider].verify([name])
         public[name] = PublicService.of(services[name]) if name in services else parties[provider].public(name)
     space = _space(config, services, public)
-    inputs = Inputs(services, public, parties, data, space, None if config.vectors is None else _named_paths(config.vectors, space))
+    inputs = Inputs(services, public, parties, data, space, listed_paths(config, services, space))
     if inputs.is_wide(config) and config.sampler in ("random", "printed"):
         raise ConfigError(
             f"sampler {config.sampler!r} looks at every path, and there are {len(space)}; raise 'max_candidates' to that or narrow the space"
@@ -224,19 +225,6 @@ def _space(config: SearchConfig, services: Mapping[str, Service], public: Mappin
         raise ConfigError(f"{other[0]!r} is for {public[other[0]].modality}s, unlike {config.local!r}: no link leads there; take it out")
     bounds = config.kinds, config.min_lout, config.ranks
     return PathSpace(config.local, local.num_blocks, hosts, *bounds, sides, config.hosts_per_path, forms)
-
-
-def _named_paths(vectors: Sequence[Sequence[int]], space: PathSpace) -> tuple[InferencePath, ...]:
-    host = next(iter(space.hosts), None)
-    blocks = space.hosts.get(host or "")
-    then = dict(list(space.hosts.items())[1 : space.hosts_per_path])
-    paths = tuple(path_from_vector(v, space.local, space.num_blocks, host, blocks, rank, then) for v in vectors for rank in space.ranks)
-    for path in paths:
-        if path.kind == "original" or (path.hosts and path.lout < space.min_lout):
-            raise PathError(f"vector {list(path.vector)} in 'vectors' is not in the space that 'min_lout' leaves; take it out")
-        if not space.joins(path):
-            raise PathError(f"vector {list(path.vector)} in 'vectors' asks for a link that leads nowhere (see docs/search.md); take it out")
-    return paths
 
 
 def _profile(config: SearchConfig, run: RunDirectory, inputs: Inputs, say: Callable[[str], None]) -> Profile:

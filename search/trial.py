@@ -24,6 +24,7 @@ from code_ray.scoring import Scorer
 from code_ray.training import LinkTraining, Trainer
 from search.campaign import PLANNED, Job, links_id
 from search.config import SearchConfig
+from search.listed import load_trunks
 from search.parties import start_parties
 from search.problem import load_search_data, load_services
 
@@ -67,7 +68,10 @@ class Worker:
         data = load_search_data(config)
         device = "cuda" if config.gpus_per_trial > 0 and torch.cuda.is_available() else "cpu"
         logits = None if teacher is None else torch.frombuffer(bytearray(teacher), dtype=torch.float32).view(-1, len(data.labels))
-        self.trainer = Trainer(services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits, parties)
+        trunks = load_trunks(config, services)
+        self.trainer = Trainer(
+            services, config.local, data, self.placement, profile.mode_of, config.recipe, device, logits, parties, trunks
+        )
         self.services = self.trainer.services
         self.identities = {name: self.trainer.parties.with_service(name).public(name) for name in self.placement}
         self.scorer = Scorer(self.trainer)

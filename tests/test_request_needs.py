@@ -7,8 +7,9 @@ import pytest
 from test_routes import SECONDS, TINY, reports
 
 from code_ray.errors import RequestError
+from code_ray.framing import HEADER_LENGTH
 from code_ray.policy import ORIGINAL, fitting_paths
-from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_request, encode_response
+from code_ray.wire import InferRequest, decode_request, encode_request, encode_response
 from deployments.routes import UnderWay
 
 

@@ -15,9 +15,10 @@ from code_ray.blocks import ExecutionMode
 from code_ray.client import AsyncClient, Client, Prediction
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
+from code_ray.framing import HEADER_LENGTH
 from code_ray.policy import ORIGINAL
 from code_ray.runner import LegRunner
-from code_ray.wire import HEADER_LENGTH, decode_response, encode_request
+from code_ray.wire import decode_response, encode_request
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
 

@@ -75,7 +75,14 @@ class Answers:
         legs = {name: {key: LegReport(1e-3, BATCH) for key, at in keys.items() if at == name} for name in ("alpha", "beta")}
         self.changes = 0
         self.plan = PlanInForce(
-            run.plan, {LOCAL: 6, "host": 6}, RouterOptions(), {"beta": Breaker()}, self._call, RouterMetrics(), lambda: None
+            run.plan,
+            {LOCAL: 6, "host": 6},
+            {LOCAL: 10, "host": 10},
+            RouterOptions(),
+            {"beta": Breaker()},
+            self._call,
+            RouterMetrics(),
+            lambda: None,
         )
         self.plan.hear({name: ProviderReport(name, "float32", found) for name, found in legs.items()}, Network())
         self.plan.solve(None)

@@ -16,7 +16,7 @@ from serving import FIXED, LOCAL, Run, peak_bytes, process_ids, relative_differe
 
 from code_ray.client import Client
 from code_ray.data import DataSet
-from code_ray.wire import HEADER_LENGTH
+from code_ray.framing import HEADER_LENGTH
 from deployments import build_app
 from deployments.config import AppOptions, RouterOptions
 

@@ -8,7 +8,8 @@ import pytest
 from texts import TEXT, VOCABULARY
 
 from code_ray.errors import RequestError
-from code_ray.wire import HEADER_LENGTH, InferRequest, decode_request, encode_request
+from code_ray.framing import HEADER_LENGTH
+from code_ray.wire import InferRequest, decode_request, encode_request
 
 TEXTS = ["It was great.", "not my cup of tea, at all!", "Naïve, but SO charming €5 中文 \u200b don't", ""]
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from code_ray.errors import RequestError
-from code_ray.wire import HEADER_LENGTH, OUTPUTS, InferRequest, decode_request, decode_response, encode_request, encode_response
+from code_ray.framing import HEADER_LENGTH
+from code_ray.wire import OUTPUTS, InferRequest, decode_request, decode_response, encode_request, encode_response
 
 SHAPE = (3, 2)
 MAX_IMAGES = 4

@@ -27,14 +27,14 @@ import aiohttp
 from benchmarks.serving.processes import process_ids
 from code_ray.client import Client
 from code_ray.data import load_data
+from code_ray.framing import HEADER_LENGTH
 from code_ray.plan import read_plan
-from code_ray.wire import HEADER_LENGTH, encode_request
+from code_ray.wire import encode_request
 from deployments.config import DEFAULT_RUN_DIR
 from examples.demo import deployed, say
 from examples.load import Images
 
-AT_ONCE = 16
-EVERY = 100
+AT_ONCE, EVERY = 16, 100
 
 
 @dataclass(frozen=True)

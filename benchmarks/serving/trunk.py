@@ -1,0 +1,168 @@
+"""Two services on the same frames, live: each asked alone, asked together path by path, and behind one pass of the host for both.
+
+python -m benchmarks.serving.trunk [--rounds 5] [--out runs/trunk]      writes trunk_rounds.csv, trunk.csv, trunk.png
+
+``fashion-cnn`` by the shipped plan, and ``fashion-kinds`` (``benchmarks.serving.kinds``), whose links a search trains behind that plan's
+trunks first; again, all of that is kept. Every arm answers frames for both services; all use the same pair of paths, which share a
+trunk, but for the originals. Rates are frames a second, each answered by both; accuracies are of all frames that were answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import ray
+import yaml
+from matplotlib import pyplot as plt
+
+from benchmarks.serving.kinds import KINDS, NAME, data_file, make_all, service_dir
+from code_ray.artifact import RunDirectory
+from code_ray.client import AsyncClient
+from code_ray.data import Split, load_data
+from code_ray.joining import join
+from code_ray.own_data import read_data
+from code_ray.plan import Plan, PlannedTrunk, read_plan
+from code_ray.policy import ORIGINAL
+from deployments.config import DEFAULT_RUN_DIR
+from examples.demo import deployed, say
+from examples.load import WARM_UP_S
+from search.config import read_config
+from search.launch import run_search
+
+REQUEST_IMAGES, IN_FLIGHT, SECONDS = 64, 8, 6.0
+SEARCH: dict[str, Any] = {
+    "loss_points": 0.4,
+    "screen": 12,
+    "stopping": {"max_trainings": 5, "c_stop": 4, "epsilon": 0.02},
+    "rivals": 0,
+    "confirm": 0,
+    "controls": False,
+    "distilled_epochs": 0,
+    "validation_samples": 4000,
+    "recipe": {"samples": 12800, "fit_samples": 1000, "screen_samples": 500, "steps": 400},
+}
+
+
+def main() -> None:
+    """Make what is missing, load every arm in every round, compare within rounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/trunk"))
+    options = parser.parse_args()
+    run_dir = joined(options.out)
+    plan = read_plan(RunDirectory.open(run_dir).plan_file)
+    trunk = min(plan.trunks, key=lambda trunk: plan.loss_points + sum(-p.accuracy for p, _ in plan.behind(trunk)))
+    say(f"{' and '.join(planned.path for planned, _ in plan.behind(trunk))}")
+    with deployed(run_dir) as url:
+        rows = asyncio.run(_measure(url, plan, trunk, options))
+    table = pd.DataFrame(rows)
+    table.to_csv(options.out / "trunk_rounds.csv", index=False, float_format="%.5g")
+    rates = table.pivot(index="round", columns="arm", values="frames_per_second")
+    found = table.groupby("arm", sort=False).median(numeric_only=True).drop(columns="round")
+    found["times_separate"] = [(rates[arm] / rates["separate"]).median() for arm in found.index]
+    found["times_alone"] = [(rates[arm] / rates["each alone"]).median() for arm in found.index]
+    found.to_csv(options.out / "trunk.csv", float_format="%.4g")
+    draw(found, options.out / "trunk.png")
+    print(found.round(3).to_string())
+
+
+def joined(out: Path) -> Path:
+    """A run directory for both services; what is there already is kept."""
+    make_all(out)
+    os.environ["CODE_RAY_SERVICES"] = str(service_dir(out).parent.resolve())
+    host = next(iter(read_plan(RunDirectory.open(DEFAULT_RUN_DIR).plan_file).kappa))
+    local = read_plan(RunDirectory.open(DEFAULT_RUN_DIR).plan_file).local
+    content = SEARCH | {"local": NAME, "data": str(data_file(out)), "hosts": {host: {"kappa": 1.0}}, "trunk": str(DEFAULT_RUN_DIR)}
+    content |= {"providers": {NAME: local, host: host}, "trust": "shared"}
+    config_file = out / "kinds.yaml"
+    config_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    run_search(read_config(config_file), out / "kinds", say)
+    ray.shutdown()  # servers get a Ray of their own
+    shutil.rmtree(out / "both", ignore_errors=True)
+    join(RunDirectory(DEFAULT_RUN_DIR), RunDirectory(out / "kinds"), out / "both")
+    return out / "both"
+
+
+async def _measure(url: str, plan: Plan, trunk: PlannedTrunk, options: argparse.Namespace) -> list[dict[str, Any]]:
+    services = list(plan.tasked)
+    fashion, kinds = load_data("fashion-mnist"), read_data(data_file(options.out))
+    truth = [[fashion.labels[n] for n in fashion.test.labels], [tuple(KINDS)[n] for n in kinds.test.labels]]
+    arms: dict[str, str | None] = {"originals": ORIGINAL, "each alone": None, "separate": trunk.apart, "trunk": trunk.id}
+    rows = []
+    async with AsyncClient(url, timeout_s=60) as client:
+        for number in range(options.rounds):
+            turn = number % len(arms)
+            names = list(arms)
+            for arm in (*names[turn:], *names[:turn]):
+                load = _Load(client, services, fashion.test, [np.array(labels) for labels in truth], arms[arm], trunk)
+                rows.append({"round": number, "arm": arm, **await load.run(number / options.rounds)})
+            say(", ".join(f"{row['arm']} {row['frames_per_second']:.0f}" for row in rows[-len(arms) :]))
+    return rows
+
+
+class _Load:
+    """Closed loop: ``IN_FLIGHT`` requests of ``REQUEST_IMAGES`` frames are always under way. ``path`` None: two requests, one a service."""
+
+    def __init__(
+        self, client: AsyncClient, services: Sequence[str], frames: Split, truth: Sequence[Any], path: str | None, trunk: PlannedTrunk
+    ) -> None:
+        self._client, self._services, self._frames, self._truth = client, services, frames, truth
+        self._path, self._trunk = path, trunk
+        self._next, self._answered, self._other = 0, 0, 0
+        self._right = np.zeros(len(services), np.int64)
+
+    async def run(self, begin_at: float) -> dict[str, Any]:
+        self._next = int(begin_at * (len(self._frames) // REQUEST_IMAGES))
+        begin = time.monotonic() + WARM_UP_S
+        await asyncio.gather(*(self._one_client(begin, begin + SECONDS) for _ in range(IN_FLIGHT)))
+        accuracies = self._right / max(self._answered, 1)
+        named = {f"accuracy {service}": float(accuracy) for service, accuracy in zip(self._services, accuracies, strict=True)}
+        return {"frames_per_second": self._answered / SECONDS, **named, "other_path": self._other}
+
+    async def _one_client(self, begin: float, end: float) -> None:
+        while time.monotonic() < end:
+            at = slice(*(REQUEST_IMAGES * (self._next % (len(self._frames) // REQUEST_IMAGES) + step) for step in (0, 1)))
+            self._next += 1
+            images = self._frames.images[at]
+            if self._path is None:
+                asked = (self._client.predict(name, images, path=path) for name, path in self._trunk.paths.items())
+                answers = dict(zip(self._services, await asyncio.gather(*asked), strict=True))
+                wanted = self._trunk.paths
+            else:
+                answers = await self._client.predict_together(self._services, images, path=self._path)
+                wanted = dict.fromkeys(self._services, self._path)
+            if begin <= time.monotonic() < end:
+                self._answered += len(images)
+                self._other += any(answers[name].path != wanted[name] for name in self._services)
+                for n, name in enumerate(self._services):
+                    self._right[n] += (np.array(answers[name].labels) == self._truth[n][at]).sum()
+
+
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """Frames a second by arm."""
+    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    axes.barh(table.index, table.frames_per_second, color=["#94a3b8", "#b45309", "#b45309", "#0b6e4f"])
+    for n, (rate, times) in enumerate(zip(table.frames_per_second, table.times_separate, strict=True)):
+        axes.annotate(f" {rate:.0f}  ({times:.2f} x separate)", (rate, n), va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set(xlabel="frames a second, each answered by both services")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

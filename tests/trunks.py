@@ -1,0 +1,57 @@
+"""A run directory whose plan shares a trunk with that of ``serving.make_run``: what tests of trunks share."""
+
+from pathlib import Path
+
+from serving import HOST, LOCAL, PLACEMENT, Run, make_service, write_plan
+from trained import train_path
+
+from code_ray.artifact import RunDirectory
+from code_ray.blocks import ExecutionMode
+from code_ray.data import DataSet
+from code_ray.joining import trunk_links
+from code_ray.path import InferencePath, Segment, original_path
+from code_ray.plan import Plan, PlannedPath, path_id, save_links
+from code_ray.recipe import Recipe
+from code_ray.service import Service
+from code_ray.training import Trainer
+
+OTHER = "other"
+LAYOUT = {OTHER: "alpha", HOST: PLACEMENT[HOST]}
+RECIPE = Recipe(samples=64, fit_samples=64, steps=4, joint_steps=2, batch_size=16)
+
+
+def behind_trunk(lin: int | None) -> InferencePath:
+    """Of service "other": by the trunk of the path "raw cross" of ``serving.VECTORS``, and on from there to its block ``lin`` or a head."""
+    begin = (Segment(OTHER, 0, 0), Segment(HOST, 1, 4))
+    return InferencePath(6, begin if lin is None else (*begin, Segment(OTHER, lin, 6)))
+
+
+def make_other_run(root: Path, first: Run, digits: DataSet) -> Run:
+    """The original, a cross path and a probe, both trained behind the trunk of ``first``; the service is another of its local provider."""
+    services: dict[str, Service] = {OTHER: make_service(OTHER, digits, 7), HOST: first.services[HOST]}
+    trunks = trunk_links(RunDirectory(first.root), services[OTHER], {HOST: services[HOST]})
+    trainer = Trainer(services, OTHER, digits, LAYOUT, lambda _: ExecutionMode(), RECIPE, trunks=trunks)
+    paths = {"original": original_path(OTHER, 6), "cross": behind_trunk(5), "probe": behind_trunk(None)}
+    links = {name: dict(train_path(trainer, path, seed=0).links) for name, path in paths.items()}
+    planned = []
+    for name, path in paths.items():
+        hashes = save_links(path, path_id(path, services), links[name], LAYOUT, root / "stores")
+        planned.append(PlannedPath(path=str(path), id=path_id(path, services), accuracy=0.9, link_hashes=hashes))
+    for name, service in services.items():
+        service.save(root / "stores" / LAYOUT[name] / "services" / name)
+    plan = Plan(
+        local=OTHER,
+        num_blocks=6,
+        services={name: service.content_hash for name, service in services.items()},
+        placement=LAYOUT,
+        kappa=first.plan.kappa,
+        loss_points=1.0,
+        paths=tuple(planned),
+    )
+    write_plan(root, plan)
+    return Run(root, plan, services, paths, links)
+
+
+def both(first: Run, other: Run) -> dict[str, Run]:
+    """The runs by their local services."""
+    return {LOCAL: first, OTHER: other}
