@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving import HOST, LOCAL, PLACEMENT, Run, make_service, write_plan
+from serving import HOST, PLACEMENT, Run, make_service, write_plan
 from trained import train_path
 
 from code_ray.artifact import RunDirectory
@@ -50,8 +50,3 @@ def make_other_run(root: Path, first: Run, digits: DataSet) -> Run:
     )
     write_plan(root, plan)
     return Run(root, plan, services, paths, links)
-
-
-def both(first: Run, other: Run) -> dict[str, Run]:
-    """The runs by their local services."""
-    return {LOCAL: first, OTHER: other}

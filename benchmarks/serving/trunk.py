@@ -64,8 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     run_dir = joined(options.out)
     plan = read_plan(RunDirectory.open(run_dir).plan_file)
-    trunk = min(plan.trunks, key=lambda trunk: plan.loss_points + sum(-p.accuracy for p, _ in plan.behind(trunk)))
-    say(f"{' and '.join(planned.path for planned, _ in plan.behind(trunk))}")
+    trunk = max(plan.trunks, key=lambda trunk: sum(planned.accuracy for planned, _ in plan.behind(trunk)))
+    say(" and ".join(planned.path for planned, _ in plan.behind(trunk)))
     with deployed(run_dir) as url:
         rows = asyncio.run(_measure(url, plan, trunk, options))
     table = pd.DataFrame(rows)
