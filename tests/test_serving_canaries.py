@@ -120,11 +120,11 @@ def test_a_path_leaves_quarantine_when_it_answers_rightly(answers: Answers, serv
     answers.look()
     answers.look()
     assert list(answers.plan.quarantined) == [cross]
-    assert cross not in answers.plan.rates
+    assert cross not in answers.plan.rates[LOCAL]
     answers.wrong = set()
     answers.look()
     assert answers.plan.quarantined == {}
-    assert cross in answers.plan.rates
+    assert cross in answers.plan.rates[LOCAL]
     assert answers.changes == 2
 
 
@@ -141,7 +141,7 @@ def test_the_original_is_never_quarantined(answers: Answers) -> None:
     answers.wrong = {ORIGINAL}
     answers.look()
     assert answers.plan.quarantined == {}
-    assert ORIGINAL in answers.plan.rates
+    assert ORIGINAL in answers.plan.rates[LOCAL]
 
 
 def test_canaries_are_sent_at_once_and_then_every_half_minute(answers: Answers) -> None:
