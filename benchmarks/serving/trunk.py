@@ -5,8 +5,9 @@ python -m benchmarks.serving.trunk [--rounds 5] [--kappa 1 0.25] [--out runs/tru
 ``fashion-cnn`` by the shipped plan, and ``fashion-kinds`` (``benchmarks.serving.kinds``), whose links a search trains behind that plan's
 trunks first; again, all of that is kept. Every arm answers frames for both services, over the same pair of paths, which share a trunk, and
 the originals, at the rates that the router's programme gives them: with a small share of the host (``--kappa``) it has to come down to
-these sooner. Rates are frames a second, each answered by both; accuracies are of all frames that were answered, ``bound`` is the programme's
-by the times that the servers measured, ``borrowed`` the share of the answers that are not an original's.
+these sooner. Rates are frames a second, each answered by both; accuracies are of all frames that were answered, ``lost`` points beside what the
+original says of the same frames; ``bound`` is the programme's by the times that the servers measured, ``borrowed`` the share of the answers
+that are not an original's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import ray
 import yaml
@@ -32,7 +34,7 @@ from matplotlib import pyplot as plt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from benchmarks.serving.kinds import KINDS, NAME, data_file, make_all, service_dir
+from benchmarks.serving.kinds import NAME, data_file, make_all, service_dir
 from code_ray.artifact import RunDirectory, write_text
 from code_ray.client import AsyncClient
 from code_ray.data import Split, load_data
@@ -40,7 +42,10 @@ from code_ray.joining import join
 from code_ray.own_data import read_data
 from code_ray.plan import Plan, PlannedTrunk, read_plan
 from code_ray.policy import ORIGINAL
+from code_ray.profiling import best_execution
+from code_ray.runner import LegRunner
 from code_ray.wire import GROUPED
+from code_ray.zoo import get_service
 from deployments.config import DEFAULT_RUN_DIR, RouterSettings
 from examples.demo import deployed, planned_rate, say
 from examples.load import WARM_UP_S
@@ -72,12 +77,17 @@ def main() -> None:
     plan = read_plan(RunDirectory.open(run_dir).plan_file)
     trunk = max(plan.trunks, key=lambda trunk: sum(planned.accuracy for planned, _ in plan.behind(trunk)))
     say(" and ".join(planned.path for planned, _ in plan.behind(trunk)))
+    fashion, kinds = load_data("fashion-mnist"), read_data(data_file(options.out))
+    truth = [np.array(data.labels)[data.test.labels] for data in (fashion, kinds)]
+    originals = [right_alone(name, fashion.test, labels) for name, labels in zip(plan.tasked, truth, strict=True)]
     rows = []
     for kappa in options.kappa:
         lent = plan.model_copy(update={"kappa": dict.fromkeys(plan.kappa, kappa)})
         write_text(RunDirectory(run_dir).plan_file, lent.model_dump_json(indent=1) + "\n")
         with deployed(run_dir) as url:
-            rows += [{"kappa": kappa, **row} for row in asyncio.run(_measure(url, lent, trunk, options))]
+            rows += [
+                {"kappa": kappa, **row} for row in asyncio.run(_measure(url, lent, trunk, fashion.test, truth, originals, options.rounds))
+            ]
     table = pd.DataFrame(rows)
     table.to_csv(options.out / "trunk_rounds.csv", index=False, float_format="%.5g")
     found = summary(table)
@@ -112,10 +122,16 @@ def joined(out: Path) -> Path:
     return out / "both"
 
 
-async def _measure(url: str, plan: Plan, trunk: PlannedTrunk, options: argparse.Namespace) -> list[dict[str, Any]]:
+async def _measure(
+    url: str,
+    plan: Plan,
+    trunk: PlannedTrunk,
+    frames: Split,
+    truth: Sequence[npt.NDArray[np.str_]],
+    originals: Sequence[npt.NDArray[np.bool_]],
+    rounds: int,
+) -> list[dict[str, Any]]:
     services = list(plan.tasked)
-    fashion, kinds = load_data("fashion-mnist"), read_data(data_file(options.out))
-    truth = [[fashion.labels[n] for n in fashion.test.labels], [tuple(KINDS)[n] for n in kinds.test.labels]]
     arms: dict[str, tuple[str, ...]] = {
         "originals": (),
         "each alone": tuple(trunk.paths.values()),
@@ -125,13 +141,13 @@ async def _measure(url: str, plan: Plan, trunk: PlannedTrunk, options: argparse.
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rows = []
     async with AsyncClient(url, timeout_s=60) as client:
-        for number in range(options.rounds):
+        for number in range(rounds):
             turn = number % len(arms)
             names = list(arms)
             for arm in (*names[turn:], *names[:turn]):
                 await router.reconfigure.remote(RouterSettings(use=arms[arm], steering="plan").model_dump(mode="json"))
-                load = _Load(client, services, fashion.test, [np.array(labels) for labels in truth], arm == "each alone")
-                row: dict[str, Any] = {"round": number, "arm": arm, **await load.run(number / options.rounds)}
+                load = _Load(client, services, frames, truth, originals, arm == "each alone")
+                row: dict[str, Any] = {"round": number, "arm": arm, **await load.run(number / rounds)}
                 if arm != "each alone":  # whose programmes know nothing of each other
                     row["bound"] = await asyncio.to_thread(planned_rate, url, GROUPED.join(services))
                 rows.append(row)
@@ -139,24 +155,43 @@ async def _measure(url: str, plan: Plan, trunk: PlannedTrunk, options: argparse.
     return rows
 
 
+def right_alone(name: str, frames: Split, truth: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Which frames a service gets right by itself: what other answers to the same frames are compared with."""
+    service = get_service(name)
+    runner = LegRunner(list(service.blocks), best_execution(service).mode)
+    parts = np.array_split(frames.images, len(frames) // REQUEST_IMAGES)
+    chosen = np.concatenate([runner(service.preprocess(images)).argmax(1).numpy() for images in parts])
+    return np.array(np.array(service.labels)[chosen] == truth)
+
+
 class _Load:
     """Closed loop: ``IN_FLIGHT`` requests of ``REQUEST_IMAGES`` frames are always under way. ``alone``: two requests, one a service."""
 
-    def __init__(self, client: AsyncClient, services: Sequence[str], frames: Split, truth: Sequence[Any], alone: bool) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        services: Sequence[str],
+        frames: Split,
+        truth: Sequence[npt.NDArray[np.str_]],
+        originals: Sequence[npt.NDArray[np.bool_]],
+        alone: bool,
+    ) -> None:
         self._client, self._services, self._frames, self._truth, self._alone = client, services, frames, truth, alone
+        self._originals = originals
         self._next, self._answered, self._borrowed = 0, 0, 0
-        self._right = np.zeros(len(services), np.int64)
+        self._right, self._lost = np.zeros((2, len(services)), np.int64)
 
     async def run(self, begin_at: float) -> dict[str, Any]:
         self._next = int(begin_at * (len(self._frames) // REQUEST_IMAGES))
         begin = time.monotonic() + WARM_UP_S
         await asyncio.gather(*(self._one_client(begin, begin + SECONDS) for _ in range(IN_FLIGHT)))
-        accuracies = self._right / max(self._answered, 1)
-        named = {f"accuracy {service}": float(accuracy) for service, accuracy in zip(self._services, accuracies, strict=True)}
+        answered = max(self._answered, 1)
+        named = {f"accuracy {service}": float(right) / answered for service, right in zip(self._services, self._right, strict=True)}
+        named |= {f"lost {service}": 100 * float(lost) / answered for service, lost in zip(self._services, self._lost, strict=True)}
         return {
             "frames_per_second": self._answered / SECONDS,
             **named,
-            "borrowed": self._borrowed / max(self._answered, 1) / len(accuracies),
+            "borrowed": self._borrowed / answered / len(self._services),
         }
 
     async def _one_client(self, begin: float, end: float) -> None:
@@ -173,7 +208,9 @@ class _Load:
                 self._answered += len(images)
                 self._borrowed += len(images) * sum(answers[name].path != ORIGINAL for name in self._services)
                 for n, name in enumerate(self._services):
-                    self._right[n] += (np.array(answers[name].labels) == self._truth[n][at]).sum()
+                    right = np.array(answers[name].labels) == self._truth[n][at]
+                    self._right[n] += right.sum()
+                    self._lost[n] += int(self._originals[n][at].sum()) - int(right.sum())
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:
