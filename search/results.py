@@ -16,6 +16,7 @@ from code_ray.policy import ORIGINAL
 from code_ray.profiling import hop_bytes
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Mixture, PathCost, least_loss_mixture, pair_throughput, payload_by_edge
+from code_ray.trunk import Trunk, trunk_of
 from search.campaign import Campaign, links_id
 from search.distilled import distilled_paths
 from search.measuring import Hits
@@ -191,9 +192,22 @@ def deployed(problem: Problem, campaign: Campaign) -> Arm:
 
 
 def make_plan(problem: Problem, campaign: Campaign, arm: Arm) -> Plan:
-    """The plan of the paths that ``arm`` and the best host-free arm use, so that operators can compare them live."""
-    host_free = all_arms(problem, plannable(campaign))["host_free"]
-    return plan_of(problem, campaign, [path for used in (arm, host_free) for path in used.shares])
+    """The plan of the paths that ``arm`` and the best host-free arm use, so that operators can compare them live; and of the best one
+    behind each trunk that is shared: which of them pays with another service beside is not this search's to say.
+    """
+    known = plannable(campaign)
+    used = [path for some in (arm, all_arms(problem, known)["host_free"]) for path in some.shares]
+    return plan_of(problem, campaign, [*used, *(best_behind_trunks(problem, known) if problem.config.trunk is not None else [])])
+
+
+def best_behind_trunks(problem: Problem, known: Known) -> list[InferencePath]:
+    """Of the ``known`` paths behind each trunk the one that serves best beside the original alone."""
+    found: dict[Trunk, list[InferencePath]] = {}
+    for path in known:
+        if (trunk := trunk_of(path)) is not None:
+            found.setdefault(trunk, []).append(path)
+    objective = problem.plan_objective
+    return [max(paths, key=lambda path: objective.value({path: known[path]})) for paths in found.values()]
 
 
 def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]) -> Plan:

@@ -1,10 +1,13 @@
 """Two services on the same frames, live: each asked alone, asked together path by path, and behind one pass of the host for both.
 
-python -m benchmarks.serving.trunk [--rounds 5] [--out runs/trunk]      writes trunk_rounds.csv, trunk.csv, trunk.png
+python -m benchmarks.serving.trunk [--rounds 5] [--kappa 1 0.25] [--out runs/trunk]     writes trunk_rounds.csv, trunk.csv, trunk.png
 
 ``fashion-cnn`` by the shipped plan, and ``fashion-kinds`` (``benchmarks.serving.kinds``), whose links a search trains behind that plan's
-trunks first; again, all of that is kept. Every arm answers frames for both services; all use the same pair of paths, which share a
-trunk, but for the originals. Rates are frames a second, each answered by both; accuracies are of all frames that were answered.
+trunks first; again, all of that is kept. Every arm answers frames for both services, over the same pair of paths, which share a trunk, and
+the originals, at the rates that the router's programme gives them: with a small share of the host (``--kappa``) it has to come down to
+these sooner. Rates are frames a second, each answered by both; accuracies are of all frames that were answered, ``lost`` points beside what the
+original says of the same frames; ``bound`` is the programme's by the times that the servers measured, ``borrowed`` the share of the answers
+that are not an original's.
 """
 
 from __future__ import annotations
@@ -23,21 +26,28 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import ray
 import yaml
 from matplotlib import pyplot as plt
+from ray import serve
+from ray.serve.handle import DeploymentHandle
 
-from benchmarks.serving.kinds import KINDS, NAME, data_file, make_all, service_dir
-from code_ray.artifact import RunDirectory
+from benchmarks.serving.kinds import NAME, data_file, make_all, service_dir
+from code_ray.artifact import RunDirectory, write_text
 from code_ray.client import AsyncClient
 from code_ray.data import Split, load_data
 from code_ray.joining import join
 from code_ray.own_data import read_data
 from code_ray.plan import Plan, PlannedTrunk, read_plan
 from code_ray.policy import ORIGINAL
-from deployments.config import DEFAULT_RUN_DIR
-from examples.demo import deployed, say
+from code_ray.profiling import best_execution
+from code_ray.runner import LegRunner
+from code_ray.wire import GROUPED
+from code_ray.zoo import get_service
+from deployments.config import DEFAULT_RUN_DIR, RouterSettings
+from examples.demo import deployed, planned_rate, say
 from examples.load import WARM_UP_S
 from search.config import read_config
 from search.launch import run_search
@@ -60,23 +70,39 @@ def main() -> None:
     """Make what is missing, load every arm in every round, compare within rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kappa", type=float, nargs="+", default=[1.0, 0.25], help="shares of the host's server (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/trunk"))
     options = parser.parse_args()
     run_dir = joined(options.out)
     plan = read_plan(RunDirectory.open(run_dir).plan_file)
     trunk = max(plan.trunks, key=lambda trunk: sum(planned.accuracy for planned, _ in plan.behind(trunk)))
     say(" and ".join(planned.path for planned, _ in plan.behind(trunk)))
-    with deployed(run_dir) as url:
-        rows = asyncio.run(_measure(url, plan, trunk, options))
+    fashion, kinds = load_data("fashion-mnist"), read_data(data_file(options.out))
+    truth = [np.array(data.labels)[data.test.labels] for data in (fashion, kinds)]
+    originals = [right_alone(name, fashion.test, labels) for name, labels in zip(plan.tasked, truth, strict=True)]
+    rows = []
+    for kappa in options.kappa:
+        lent = plan.model_copy(update={"kappa": dict.fromkeys(plan.kappa, kappa)})
+        write_text(RunDirectory(run_dir).plan_file, lent.model_dump_json(indent=1) + "\n")
+        with deployed(run_dir) as url:
+            rows += [
+                {"kappa": kappa, **row} for row in asyncio.run(_measure(url, lent, trunk, fashion.test, truth, originals, options.rounds))
+            ]
     table = pd.DataFrame(rows)
     table.to_csv(options.out / "trunk_rounds.csv", index=False, float_format="%.5g")
-    rates = table.pivot(index="round", columns="arm", values="frames_per_second")
-    found = table.groupby("arm", sort=False).median(numeric_only=True).drop(columns="round")
-    found["times_separate"] = [(rates[arm] / rates["separate"]).median() for arm in found.index]
-    found["times_alone"] = [(rates[arm] / rates["each alone"]).median() for arm in found.index]
+    found = summary(table)
     found.to_csv(options.out / "trunk.csv", float_format="%.4g")
     draw(found, options.out / "trunk.png")
     print(found.round(3).to_string())
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a kappa and arm: medians, and medians of the ratios within a round."""
+    rates = table.pivot(index=["kappa", "round"], columns="arm", values="frames_per_second")
+    found = table.groupby(["kappa", "arm"], sort=False).median(numeric_only=True).drop(columns="round")
+    for name, below in (("times_separate", "separate"), ("times_alone", "each alone")):
+        found[name] = [(rates[arm] / rates[below]).loc[kappa].median() for kappa, arm in found.index]
+    return found
 
 
 def joined(out: Path) -> Path:
@@ -96,70 +122,110 @@ def joined(out: Path) -> Path:
     return out / "both"
 
 
-async def _measure(url: str, plan: Plan, trunk: PlannedTrunk, options: argparse.Namespace) -> list[dict[str, Any]]:
+async def _measure(
+    url: str,
+    plan: Plan,
+    trunk: PlannedTrunk,
+    frames: Split,
+    truth: Sequence[npt.NDArray[np.str_]],
+    originals: Sequence[npt.NDArray[np.bool_]],
+    rounds: int,
+) -> list[dict[str, Any]]:
     services = list(plan.tasked)
-    fashion, kinds = load_data("fashion-mnist"), read_data(data_file(options.out))
-    truth = [[fashion.labels[n] for n in fashion.test.labels], [tuple(KINDS)[n] for n in kinds.test.labels]]
-    arms: dict[str, str | None] = {"originals": ORIGINAL, "each alone": None, "separate": trunk.apart, "trunk": trunk.id}
+    arms: dict[str, tuple[str, ...]] = {
+        "originals": (),
+        "each alone": tuple(trunk.paths.values()),
+        "separate": (trunk.apart,),
+        "trunk": (trunk.id,),
+    }
+    router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     rows = []
     async with AsyncClient(url, timeout_s=60) as client:
-        for number in range(options.rounds):
+        for number in range(rounds):
             turn = number % len(arms)
             names = list(arms)
             for arm in (*names[turn:], *names[:turn]):
-                load = _Load(client, services, fashion.test, [np.array(labels) for labels in truth], arms[arm], trunk)
-                rows.append({"round": number, "arm": arm, **await load.run(number / options.rounds)})
+                await router.reconfigure.remote(RouterSettings(use=arms[arm], steering="plan").model_dump(mode="json"))
+                load = _Load(client, services, frames, truth, originals, arm == "each alone")
+                row: dict[str, Any] = {"round": number, "arm": arm, **await load.run(number / rounds)}
+                if arm != "each alone":  # whose programmes know nothing of each other
+                    row["bound"] = await asyncio.to_thread(planned_rate, url, GROUPED.join(services))
+                rows.append(row)
             say(", ".join(f"{row['arm']} {row['frames_per_second']:.0f}" for row in rows[-len(arms) :]))
     return rows
 
 
+def right_alone(name: str, frames: Split, truth: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Which frames a service gets right by itself: what other answers to the same frames are compared with."""
+    service = get_service(name)
+    runner = LegRunner(list(service.blocks), best_execution(service).mode)
+    parts = np.array_split(frames.images, len(frames) // REQUEST_IMAGES)
+    chosen = np.concatenate([runner(service.preprocess(images)).argmax(1).numpy() for images in parts])
+    return np.array(np.array(service.labels)[chosen] == truth)
+
+
 class _Load:
-    """Closed loop: ``IN_FLIGHT`` requests of ``REQUEST_IMAGES`` frames are always under way. ``path`` None: two requests, one a service."""
+    """Closed loop: ``IN_FLIGHT`` requests of ``REQUEST_IMAGES`` frames are always under way. ``alone``: two requests, one a service."""
 
     def __init__(
-        self, client: AsyncClient, services: Sequence[str], frames: Split, truth: Sequence[Any], path: str | None, trunk: PlannedTrunk
+        self,
+        client: AsyncClient,
+        services: Sequence[str],
+        frames: Split,
+        truth: Sequence[npt.NDArray[np.str_]],
+        originals: Sequence[npt.NDArray[np.bool_]],
+        alone: bool,
     ) -> None:
-        self._client, self._services, self._frames, self._truth = client, services, frames, truth
-        self._path, self._trunk = path, trunk
-        self._next, self._answered, self._other = 0, 0, 0
-        self._right = np.zeros(len(services), np.int64)
+        self._client, self._services, self._frames, self._truth, self._alone = client, services, frames, truth, alone
+        self._originals = originals
+        self._next, self._answered, self._borrowed = 0, 0, 0
+        self._right, self._lost = np.zeros((2, len(services)), np.int64)
 
     async def run(self, begin_at: float) -> dict[str, Any]:
         self._next = int(begin_at * (len(self._frames) // REQUEST_IMAGES))
         begin = time.monotonic() + WARM_UP_S
         await asyncio.gather(*(self._one_client(begin, begin + SECONDS) for _ in range(IN_FLIGHT)))
-        accuracies = self._right / max(self._answered, 1)
-        named = {f"accuracy {service}": float(accuracy) for service, accuracy in zip(self._services, accuracies, strict=True)}
-        return {"frames_per_second": self._answered / SECONDS, **named, "other_path": self._other}
+        answered = max(self._answered, 1)
+        named = {f"accuracy {service}": float(right) / answered for service, right in zip(self._services, self._right, strict=True)}
+        named |= {f"lost {service}": 100 * float(lost) / answered for service, lost in zip(self._services, self._lost, strict=True)}
+        return {
+            "frames_per_second": self._answered / SECONDS,
+            **named,
+            "borrowed": self._borrowed / answered / len(self._services),
+        }
 
     async def _one_client(self, begin: float, end: float) -> None:
         while time.monotonic() < end:
             at = slice(*(REQUEST_IMAGES * (self._next % (len(self._frames) // REQUEST_IMAGES) + step) for step in (0, 1)))
             self._next += 1
             images = self._frames.images[at]
-            if self._path is None:
-                asked = (self._client.predict(name, images, path=path) for name, path in self._trunk.paths.items())
+            if self._alone:
+                asked = (self._client.predict(name, images) for name in self._services)
                 answers = dict(zip(self._services, await asyncio.gather(*asked), strict=True))
-                wanted = self._trunk.paths
             else:
-                answers = await self._client.predict_together(self._services, images, path=self._path)
-                wanted = dict.fromkeys(self._services, self._path)
+                answers = await self._client.predict_together(self._services, images)
             if begin <= time.monotonic() < end:
                 self._answered += len(images)
-                self._other += any(answers[name].path != wanted[name] for name in self._services)
+                self._borrowed += len(images) * sum(answers[name].path != ORIGINAL for name in self._services)
                 for n, name in enumerate(self._services):
-                    self._right[n] += (np.array(answers[name].labels) == self._truth[n][at]).sum()
+                    right = np.array(answers[name].labels) == self._truth[n][at]
+                    self._right[n] += right.sum()
+                    self._lost[n] += int(self._originals[n][at].sum()) - int(right.sum())
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:
-    """Frames a second by arm."""
-    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-    axes.barh(table.index, table.frames_per_second, color=["#94a3b8", "#b45309", "#b45309", "#0b6e4f"])
-    for n, (rate, times) in enumerate(zip(table.frames_per_second, table.times_separate, strict=True)):
+    """Frames a second by share of the host and arm; a line at the bound."""
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.4 * len(table)), layout="constrained")
+    colours = {"originals": "#94a3b8", "trunk": "#0b6e4f"}
+    names = [f"{arm}, kappa {kappa:g}" for kappa, arm in table.index]
+    axes.barh(names, table.frames_per_second, color=[colours.get(arm, "#b45309") for _, arm in table.index])
+    for n, (rate, bound, times) in enumerate(zip(table.frames_per_second, table.bound, table.times_separate, strict=True)):
         axes.annotate(f" {rate:.0f}  ({times:.2f} x separate)", (rate, n), va="center", fontsize=8)
+        if not np.isnan(bound):
+            axes.vlines(bound, n - 0.4, n + 0.4, color="black", linewidth=2)
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    axes.set(xlabel="frames a second, each answered by both services")
+    axes.set(xlabel="frames a second, each answered by both services (lines: bound by the programme)")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
