@@ -65,7 +65,7 @@ class PlannedTask(BaseModel):
 
     num_blocks: int
     loss_points: float = Field(ge=0)
-    paths: tuple[PlannedPath, ...] = Field(min_length=1)
+    paths: tuple[PlannedPath, ...]
 
 
 class PlannedTrunk(BaseModel):
