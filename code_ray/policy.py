@@ -12,8 +12,15 @@ from collections.abc import Collection, Mapping
 from code_ray.errors import RequestError
 
 ORIGINAL = "original"
+"""Id of the original path of a plan's first local service."""
+
 COOL_DOWN_S = 0.5
 """How long a path is left out after a refusal: a few batches, so that capacity that came back is found."""
+
+
+def original_of(service: str) -> str:
+    """Id of the original path of any other service."""
+    return f"{ORIGINAL}-{service}"
 
 
 class RatePolicy:

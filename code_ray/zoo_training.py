@@ -84,28 +84,13 @@ def train_by(name: str, recipe: PretrainingRecipe, data: DataSet, say: Callable[
     blocks = BUILDERS[recipe.builder](**args)
     model = nn.Sequential(*blocks).to(memory_format=torch.channels_last)
     images = preprocessing.apply(data.train.images)
-    labels = torch.from_numpy(data.train.labels)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * (len(labels) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps)
-    for epoch in range(recipe.epochs):
-        started = time.monotonic()
-        model.train()
-        order = torch.randperm(len(labels))
-        for batch in order[: len(labels) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size):
-            inputs = _augment(images[batch], recipe.flip).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(inputs)
-            loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        accuracy = _accuracy(model, preprocessing, data.validation)
-        say(f"{name} epoch {epoch + 1}/{recipe.epochs}: validation {accuracy:.4f}, {time.monotonic() - started:.0f} s")
-    service = build_service(name, recipe.builder, args, blocks, preprocessing, data.labels, data.train.images[:64])
-    say(f"{name}: test {_accuracy(nn.Sequential(*service.blocks), preprocessing, data.test):.4f}")
-    return service
+
+    def inputs_of(batch: Tensor) -> Tensor:
+        return _augment(images[batch], recipe.flip).contiguous(memory_format=torch.channels_last)
+
+    _descend(name, recipe, model, optimiser, [recipe.learning_rate], inputs_of, preprocessing, data, say)
+    return _built(name, recipe.builder, args, blocks, preprocessing, data, say)
 
 
 def train_text_by(name: str, recipe: TextRecipe, data: DataSet, say: Callable[[str], None] = print) -> Service:
@@ -122,17 +107,39 @@ def train_text_by(name: str, recipe: TextRecipe, data: DataSet, say: Callable[[s
     others = [parameter for parameter in model.parameters() if parameter is not embedding]
     groups = [{"params": others, "lr": recipe.learning_rate}, {"params": [embedding], "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.embedding_rate, weight_decay=recipe.weight_decay)
-    tokens, labels = preprocessing.apply(data.train.images), torch.from_numpy(data.train.labels)
-    steps = recipe.epochs * (len(labels) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [recipe.learning_rate, recipe.embedding_rate], total_steps=steps)
+    tokens = preprocessing.apply(data.train.images)
+
+    def inputs_of(batch: Tensor) -> Tensor:
+        dropped = (torch.rand(len(batch), tokens.shape[1]) < recipe.unknown) & (tokens[batch] >= tokenizer.first_word)
+        return tokens[batch].masked_fill(dropped, tokenizer.unknown)
+
+    _descend(name, recipe, model, optimiser, [recipe.learning_rate, recipe.embedding_rate], inputs_of, preprocessing, data, say)
+    return _built(name, recipe.builder, args, blocks, preprocessing, data, say)
+
+
+def _descend(
+    name: str,
+    recipe: PretrainingRecipe | TextRecipe,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    rates: list[float],
+    inputs_of: Callable[[Tensor], Tensor],
+    preprocessing: Preprocessing | TextPreprocessing,
+    data: DataSet,
+    say: Callable[[str], None],
+) -> None:
+    """All epochs of ``model``, with the largest learning rate of each of the optimiser's groups; ``inputs_of`` samples by their numbers."""
+    labels = torch.from_numpy(data.train.labels)
+    steps = len(labels) // recipe.batch_size
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=recipe.epochs * steps)
     for epoch in range(recipe.epochs):
         started = time.monotonic()
         model.train()
         order = torch.randperm(len(labels))
-        for batch in order[: len(labels) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size):
-            dropped = (torch.rand(len(batch), tokens.shape[1]) < recipe.unknown) & (tokens[batch] >= tokenizer.first_word)
+        for batch in order[: steps * recipe.batch_size].split(recipe.batch_size):
+            inputs = inputs_of(batch)
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(tokens[batch].masked_fill(dropped, tokenizer.unknown))
+                logits = model(inputs)
             loss = functional.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -140,7 +147,19 @@ def train_text_by(name: str, recipe: TextRecipe, data: DataSet, say: Callable[[s
             schedule.step()
         accuracy = _accuracy(model, preprocessing, data.validation)
         say(f"{name} epoch {epoch + 1}/{recipe.epochs}: validation {accuracy:.4f}, {time.monotonic() - started:.0f} s")
-    service = build_service(name, recipe.builder, args, blocks, preprocessing, data.labels, data.train.images[:64])
+
+
+def _built(
+    name: str,
+    builder: str,
+    args: dict[str, Any],
+    blocks: nn.ModuleList,
+    preprocessing: Preprocessing | TextPreprocessing,
+    data: DataSet,
+    say: Callable[[str], None],
+) -> Service:
+    """The service of trained ``blocks``; says what it does on test data."""
+    service = build_service(name, builder, args, blocks, preprocessing, data.labels, data.train.images[:64])
     say(f"{name}: test {_accuracy(nn.Sequential(*service.blocks), preprocessing, data.test):.4f}")
     return service
 

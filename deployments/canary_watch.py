@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from code_ray.canaries import TOLERANCE, Canaries
-from code_ray.policy import ORIGINAL
+from code_ray.policy import ORIGINAL, original_of
 from deployments.metrics import RouterMetrics
 from deployments.plan_in_force import PlanInForce
 from deployments.routes import Refusal, Route
@@ -22,7 +22,7 @@ EVERY_S = 30.0
 
 async def wrong_answer(plan: PlanInForce, service: str, route: Route, canaries: Canaries, deadline_s: float) -> str | None:
     """What is wrong with how ``route`` of a local service answers its canaries, "" where nothing is; None where nobody can tell now."""
-    links = route.links if service == plan.plan.local or route.id != ORIGINAL else f"{ORIGINAL}-{service}"
+    links = route.links if service == plan.plan.local or route.id != ORIGINAL else original_of(service)
     if links not in canaries.logits:
         return ""
     try:

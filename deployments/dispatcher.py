@@ -80,7 +80,7 @@ class Dispatcher:
 
     def level(self, service: str) -> float:
         """How far requests of a service follow the plan's rates; a host's own service has none to follow."""
-        by_load = service in self._now.rates and self._is_loading(service) and self.settings.steering == "load"
+        by_load = self._is_loading(service) and self.settings.steering == "load"
         return self._load.level(time.monotonic()) if by_load else 1.0
 
     def _is_loading(self, service: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 from code_ray.errors import ConfigError
 from code_ray.path import InferencePath, Kind, original_path
 from code_ray.plan import Plan, PlannedPath
-from code_ray.policy import ORIGINAL
+from code_ray.policy import ORIGINAL, original_of
 from code_ray.runner import walk
 from code_ray.throughput import Answers, Limits, PathCost, Resource, best_joint_mixture, payload_by_edge
 from deployments.network import ONE_PLACE, Network
@@ -207,7 +207,7 @@ def hosted_paths(plan: Plan, num_blocks: Mapping[str, int]) -> list[tuple[Planne
     for service in plan.services:
         if service not in plan.tasked:
             path = original_path(service, num_blocks[service])
-            paths.append((PlannedPath(path=str(path), id=f"{ORIGINAL}-{service}", accuracy=1.0, link_hashes={}), path))
+            paths.append((PlannedPath(path=str(path), id=original_of(service), accuracy=1.0, link_hashes={}), path))
     return paths
 
 

@@ -78,7 +78,7 @@ class Run:
     def logits(self, name: str, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """What one process computes on a path, in float32 and batches of ``BATCH``."""
         runner = PathRunner(walk(self.paths[name], self.plan.placement), self.services, self.links[name], lambda _: ExecutionMode())
-        return np.asarray(runner(self.services[LOCAL].preprocess(images), BATCH).numpy())
+        return np.asarray(runner(self.services[self.plan.local].preprocess(images), BATCH).numpy())
 
 
 def make_run(
@@ -100,6 +100,19 @@ def make_run(
     then = dict.fromkeys(hosts[1:], 6)
     paths = {name: path_from_vector(vector, LOCAL, 6, hosts[0], 6, then=then) for name, vector in vectors.items()}
     links = {name: dict(train_path(trainer, path, seed=0, fit_only=True).links) for name, path in paths.items()}
+    return save_run(root, services, placement, paths, links, kappa)
+
+
+def save_run(
+    root: Path,
+    services: dict[str, Service],
+    placement: Mapping[str, str],
+    paths: dict[str, InferencePath],
+    links: dict[str, dict[str, Link]],
+    kappa: float,
+    loss_points: float = 2.3,
+) -> Run:
+    """The run directory of a plan of ``paths``; the local service is the first of ``placement``, the others are hosts."""
     planned = []
     for name, path in paths.items():
         identifier = path_id(path, services)
@@ -107,13 +120,14 @@ def make_run(
         planned.append(PlannedPath(path=str(path), id=identifier, accuracy=0.9, link_hashes=hashes))
     for name, service in services.items():
         service.save(root / "stores" / placement[name] / "services" / name)
+    local, *hosts = placement
     plan = Plan(
-        local=LOCAL,
+        local=local,
         num_blocks=6,
         services={name: service.content_hash for name, service in services.items()},
         placement=dict(placement),
         kappa=dict.fromkeys(hosts, kappa),
-        loss_points=2.3,
+        loss_points=loss_points,
         paths=tuple(planned),
     )
     write_plan(root, plan)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving import HOST, PLACEMENT, Run, make_service, write_plan
+from serving import HOST, PLACEMENT, Run, make_service, save_run
 from trained import train_path
 
 from code_ray.artifact import RunDirectory
@@ -10,7 +10,6 @@ from code_ray.blocks import ExecutionMode
 from code_ray.data import DataSet
 from code_ray.joining import trunk_links
 from code_ray.path import InferencePath, Segment, original_path
-from code_ray.plan import Plan, PlannedPath, path_id, save_links
 from code_ray.recipe import Recipe
 from code_ray.service import Service
 from code_ray.training import Trainer
@@ -33,20 +32,4 @@ def make_other_run(root: Path, first: Run, digits: DataSet) -> Run:
     trainer = Trainer(services, OTHER, digits, LAYOUT, lambda _: ExecutionMode(), RECIPE, trunks=trunks)
     paths = {"original": original_path(OTHER, 6), "cross": behind_trunk(5), "probe": behind_trunk(None)}
     links = {name: dict(train_path(trainer, path, seed=0).links) for name, path in paths.items()}
-    planned = []
-    for name, path in paths.items():
-        hashes = save_links(path, path_id(path, services), links[name], LAYOUT, root / "stores")
-        planned.append(PlannedPath(path=str(path), id=path_id(path, services), accuracy=0.9, link_hashes=hashes))
-    for name, service in services.items():
-        service.save(root / "stores" / LAYOUT[name] / "services" / name)
-    plan = Plan(
-        local=OTHER,
-        num_blocks=6,
-        services={name: service.content_hash for name, service in services.items()},
-        placement=LAYOUT,
-        kappa=first.plan.kappa,
-        loss_points=1.0,
-        paths=tuple(planned),
-    )
-    write_plan(root, plan)
-    return Run(root, plan, services, paths, links)
+    return save_run(root, services, LAYOUT, paths, links, first.plan.kappa[HOST], loss_points=1.0)
