@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from code_ray.breaker import Breaker
 from code_ray.errors import RequestError
 from code_ray.load import LoadLevel
+from code_ray.packing import SMALL, packed, unpacked
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, fitting_paths
 from code_ray.throughput import Resource
@@ -216,7 +217,7 @@ class Dispatcher:
             result: Array | Refusal = await self._over(route.hops, images)
             return result
         # Of a trunk's end references alone come here: each service's provider fetches its own.
-        made = await self._over(route.hops, images) if route.hops else [ray.put(images)] * len(route.branches)
+        made = await self._over(route.hops, images) if route.hops else [ray.put(packed(images, SMALL))] * len(route.branches)
         if isinstance(made, Refusal):
             return made
         pairs = zip(route.branches, made, strict=True)
@@ -226,10 +227,11 @@ class Dispatcher:
 
     async def _over(self, hops: Sequence[Hop], value: Any) -> Any:
         """What comes of ``value`` behind some hops: logits, references where a trunk ends, or a refusal."""
+        value = packed(value, SMALL)
         for hop in hops:
             # The answer of one leg goes to the next by reference, not through this process.
             value = self._providers.handle(hop.provider).run.remote(hop.key, value)
-        return await value
+        return unpacked(await value)
 
     def _put_in_force(self, plan: Plan) -> PlanInForce:
         return PlanInForce(

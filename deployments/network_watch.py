@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from code_ray.packing import SMALL, packed
 from code_ray.throughput import Edge
 from deployments.known_providers import KnownProviders
 from deployments.network import EdgeSpeed, Network, find_places, speed_of
@@ -81,7 +82,7 @@ class NetworkWatch:
 
         async def send(size: int) -> None:
             # As hops do: what a provider made goes to the next one by reference.
-            value: Any = np.ones(size, np.uint8) if sender is None else sender.transfer.remote(np.ones(1, np.uint8), size)
+            value: Any = packed(np.ones(size, np.uint8), SMALL) if sender is None else sender.transfer.remote(b"", size)
             await (value if receiver is None else receiver.transfer.remote(value, 1))
 
         asked = [handle for handle in (sender, receiver) if handle is not None]

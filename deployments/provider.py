@@ -16,6 +16,7 @@ import torch
 from code_ray.artifact import RunDirectory
 from code_ray.errors import CodeRayError, DeploymentError, PlanError
 from code_ray.metering import ComputeBucket
+from code_ray.packing import SMALL, packed, unpacked
 from code_ray.plan import Plan
 from code_ray.service import ServiceSpec
 from deployments.config import ProviderOptions
@@ -23,6 +24,8 @@ from deployments.hosting import Hosting, from_wire
 from deployments.plan_watch import Offer, PlanWatch, read_offer
 from deployments.routes import LegReport, ProviderReport, Refusal
 from deployments.worker import Array, HostedLeg, LegWorker
+
+Sent = Array | bytes
 
 logger = logging.getLogger("ray.serve")
 
@@ -103,31 +106,34 @@ class Provider:
         self._turn = (router, now + seconds)
         return True
 
-    async def transfer(self, payload: Array, answer_bytes: int) -> Array:
+    async def transfer(self, payload: Sent, answer_bytes: int) -> Sent:
         """Answer so many bytes, whatever comes: routers time it."""
-        return np.ones(answer_bytes, np.uint8)
+        sent: Sent = packed(np.ones(answer_bytes, np.uint8), SMALL)
+        return sent
 
-    async def run(self, key: str, value: Array | Refusal) -> Array | Refusal | list[ray.ObjectRef[Array]]:
+    async def run(self, key: str, value: Sent | Refusal) -> Sent | Refusal | list[ray.ObjectRef[Sent]]:
         """Run leg ``key`` on images (n, *image_shape) or what the leg before made; a refusal is handed on. Where a trunk ends there is a
-        reference for each branch: what is one service's goes to its provider alone.
+        reference for each branch: what is one service's goes to its provider alone. Small arrays come and go ``packed``.
 
         Raises:
             PlanError: for a leg that is not hosted here, or an array of another shape: the caller follows another plan.
         """
         if isinstance(value, Refusal):
             return value
+        array: Array = unpacked(value)
         leg = self._worker.legs.get(key)
         if leg is None:
             raise PlanError(f"provider {self._name!r} hosts no leg {key!r}; deploy it with the router's plan")
-        if value.shape[1:] != leg.in_shape or len(value) == 0:
-            raise PlanError(f"leg {key!r} takes arrays (n, {leg.in_shape}), not {value.shape}; deploy provider and router with one plan")
-        accepted = self._worker.submit(key, value)
+        if array.shape[1:] != leg.in_shape or len(array) == 0:
+            raise PlanError(f"leg {key!r} takes arrays (n, {leg.in_shape}), not {array.shape}; deploy provider and router with one plan")
+        accepted = self._worker.submit(key, array)
         if isinstance(accepted, Refusal):
             return accepted
         output: Array | Refusal = await asyncio.wrap_future(accepted)
-        if leg.parcel is None or isinstance(output, Refusal):
-            return output
-        return [ray.put(part) for part in leg.parcel.unpack(output)]
+        if leg.parcel is not None and not isinstance(output, Refusal):
+            return [ray.put(packed(part, SMALL)) for part in leg.parcel.unpack(output)]
+        sent: Sent | Refusal = packed(output, SMALL)
+        return sent
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces this replica where it raises. A server with nothing to do runs a leg on a sample of ones;

@@ -1,18 +1,16 @@
 """Hosts as parties of their own: each worker asks a Ray actor on the host's nodes, which holds its blocks and links (DESIGN 3.3).
 
-What crosses is what ``code_ray.party`` declares: text, numbers and numpy arrays, carried by Ray; arrays as bytes (``_packed``).
+What crosses is what ``code_ray.party`` declares: text, numbers and numpy arrays, carried by Ray; arrays as bytes (``code_ray.packing``).
 """
 
 from __future__ import annotations
 
-import io
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
@@ -21,6 +19,7 @@ from code_ray.blocks import Boundary, ExecutionMode
 from code_ray.data import SampleArray
 from code_ray.errors import CodeRayError, ConfigError, ServiceError
 from code_ray.own_party import OwnParty
+from code_ray.packing import packed, unpacked
 from code_ray.party import Invitation, Part, Party, PublicService, Survey
 from code_ray.profiling import Profile, Times
 from search.config import SearchConfig
@@ -83,7 +82,7 @@ class PartyActor:
         self._parts.pop(key, None)
 
     def ask_part(self, key: str, method: str, *arguments: Any) -> Any:
-        return _packed(getattr(self._parts[key], method)(*map(_unpacked, arguments)))
+        return packed(getattr(self._parts[key], method)(*map(unpacked, arguments)))
 
     def boundary(self, service: str, position: int) -> tuple[tuple[int, ...], bool, str | None, bool]:
         found = self._party.boundary(service, position)
@@ -99,7 +98,7 @@ class PartyActor:
         self._party.verify(services)
 
     def make_random(self, host: str, seed: int, images: bytes | None) -> None:
-        self._party.make_random(host, seed, _unpacked(images))
+        self._party.make_random(host, seed, unpacked(images))
 
 
 class RemoteParty:
@@ -143,7 +142,7 @@ class RemoteParty:
             CodeRayError: what the party raised, or ServiceError where it is lost.
         """
         try:
-            return _unpacked(ray.get(getattr(self.actor, method).remote(*map(_packed, arguments))))
+            return unpacked(ray.get(getattr(self.actor, method).remote(*map(packed, arguments))))
         except RayTaskError as error:
             if isinstance(error.cause, CodeRayError):
                 raise error.cause from None
@@ -167,20 +166,3 @@ class _RemotePart:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return partial(self._party.ask, "ask_part", self._key, method)
-
-
-def _packed(value: Any) -> Any:
-    """An array as the bytes of an ``.npy`` file, anything else as it is.
-
-    Ray sends bytes alone. Round an array of less than 100 kB it sends up to 64 bytes more, to align it, as they were in the memory of
-    the process that sends (2.60): weights were among them.
-    """
-    if not isinstance(value, np.ndarray):
-        return value
-    file = io.BytesIO()
-    np.save(file, value, allow_pickle=False)
-    return file.getvalue()
-
-
-def _unpacked(value: Any) -> Any:
-    return np.load(io.BytesIO(value), allow_pickle=False) if isinstance(value, bytes) else value

@@ -16,6 +16,7 @@ from serving import BATCH, FIXED, HOST, LOCAL, Run, make_service, relative_diffe
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import DeploymentError
+from code_ray.packing import unpacked
 from deployments import build_app, build_provider, build_router
 from deployments.builder import read_specs
 from deployments.config import AppOptions, ProviderAppOptions, ProviderOptions, RouterAppOptions, RouterOptions
@@ -132,7 +133,7 @@ def test_a_provider_on_cuda_computes_what_one_on_the_cpu_computes(
     for device in ("cuda", "cpu"):
         options = ProviderOptions.model_validate({"device": device, "mode": "float32", "batch_size": BATCH})
         provider = Provider("alpha", plan, run, run, read_specs(run, plan), options)
-        outputs.append(asyncio.run(provider.run(plan.paths[0].leg_key(0), images)))
+        outputs.append(unpacked(asyncio.run(provider.run(plan.paths[0].leg_key(0), images))))
     on_cuda, on_cpu = outputs
     assert isinstance(on_cuda, np.ndarray)
     assert isinstance(on_cpu, np.ndarray)

@@ -19,6 +19,7 @@ from code_ray.artifact import RunDirectory
 from code_ray.client import Client
 from code_ray.data import DataSet
 from code_ray.errors import RequestError
+from code_ray.packing import unpacked
 from code_ray.plan import Plan, PlannedTrunk, read_plan
 from code_ray.policy import ORIGINAL
 from deployments import build_app
@@ -97,8 +98,8 @@ def test_the_host_runs_once_and_hands_on_what_each_service_needs(url: str, plan:
     host = handle_of("provider-beta")
     local_part, logits = host.run.remote(trunk.leg_key(0), images).result(timeout_s=60)
     end = runs[LOCAL].services[LOCAL].boundaries[5].shape
-    assert ray.get(local_part).shape == (BATCH, *end)
-    assert relative_difference(ray.get(logits), runs[OTHER].logits("probe", images)) <= 1e-5
+    assert unpacked(ray.get(local_part)).shape == (BATCH, *end)
+    assert relative_difference(unpacked(ray.get(logits)), runs[OTHER].logits("probe", images)) <= 1e-5
     report = host.describe.remote().result(timeout_s=60).legs
     legs = [report[run.planned(name).leg_key(0)] for run, name in ((runs[LOCAL], "raw cross"), (runs[OTHER], "probe"))]
     fan = report[trunk.leg_key(0)]
