@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.path_space import KIND, KINDS, LIN, LOUT, RANK, PathSpace, Rows, visits_of
-from code_ray.profiling import Profile, hop_bytes, link_key
+from code_ray.profiling import Profile, link_key
 from code_ray.service import Service
 from code_ray.throughput import FloatArray, Limits
 
@@ -162,7 +162,7 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
     hosts = []
     for name, blocks in space.hosts.items():
         provider = profile.placement[name]
-        there, back = ([hop_bytes(local, place, profile.mode_of(sender)) for place in range(n + 1)] for sender in (home, provider))
+        there, back = ([profile.hop_bytes(local, place, sender) for place in range(n + 1)] for sender in (home, provider))
         hosts.append(
             HostCosts(
                 provider,
@@ -185,7 +185,7 @@ def cost_table(space: PathSpace, profile: Profile, services: Mapping[str, Servic
                 np.array(there),
                 np.array(back),
                 # Of a host that keeps its shapes to itself nothing is known, and no path goes on from there.
-                np.array([hop_bytes(services[name], place, profile.mode_of(provider)) for place in range(blocks) if name in services]),
+                np.array([profile.hop_bytes(services[name], place, provider) for place in range(blocks) if name in services]),
             )
         )
     skip = table(

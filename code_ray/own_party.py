@@ -23,7 +23,7 @@ from code_ray.party import Array, Invitation, PublicService, Rows, Survey, write
 from code_ray.path import LinkSlot
 from code_ray.plan import load_links, save_links
 from code_ray.profiling import Times, measure_times
-from code_ray.runner import Bounded, Leg, Outline, PathRunner, Stretch, cut, link_owner, make_link, stretches, walk
+from code_ray.runner import Bounded, Leg, Outline, PathRunner, Payload, Stretch, cut, link_owner, make_link, stretches, walk
 from code_ray.service import Service
 
 MAX_ORIGINS = 2
@@ -142,6 +142,7 @@ class OwnPart:
         self.path = invitation.inference_path
         self.links: dict[str, Link] = {}
         self._party = party
+        self._payload = invitation.payload
         self._placement = invitation.placement
         self._sizes = invitation.sizes
         found = stretches(self.path, self._placement, lambda provider: "" if party.runs(provider) else provider)
@@ -193,7 +194,8 @@ class OwnPart:
     def run(self, stretch: int, value: Array) -> Array:
         found = self._stretches[stretch]
         if (stretch, None) not in self._runners:
-            self._runners[stretch, None] = self._runner(found.legs)
+            ends = stretch + len(found.legs) == len(walk(self.path, self._placement))
+            self._runners[stretch, None] = self._runner(found.legs, self._payload, ends)
         return _array(self._runners[stretch, None](self._taken(found, value)))
 
     def descend(self, first: int, steps: int, learning_rate: float) -> None:
@@ -252,8 +254,8 @@ class OwnPart:
         slot = self.path.link_slots[number]
         return next(stretch for stretch in self._stretches.values() if slot in stretch.slots)
 
-    def _runner(self, legs: Sequence[Leg]) -> PathRunner:
-        return PathRunner(legs, self._party.services, self.links, self._party.modes, self._party.device)
+    def _runner(self, legs: Sequence[Leg], payload: Payload | None = None, ends: bool = True) -> PathRunner:
+        return PathRunner(legs, self._party.services, self.links, self._party.modes, self._party.device, payload, ends)
 
     def _taken(self, stretch: Stretch, value: Array) -> Tensor:
         """What came from another party, found to be what may come there."""

@@ -19,6 +19,7 @@ from code_ray.blocks import Boundary
 from code_ray.data import SampleArray
 from code_ray.path import InferencePath, parse_path
 from code_ray.profiling import Times
+from code_ray.runner import Payload
 from code_ray.service import Service
 
 Array = npt.NDArray[Any]
@@ -75,7 +76,8 @@ class Invitation(BaseModel):
     """What a party is told of a path that it takes part in.
 
     ``placement`` gives the providers of the services on it, ``boundaries`` the ends of this party's links that are other parties'.
-    ``sizes`` is the number of images by split, ``seed`` that of links which start at random.
+    ``sizes`` is the number of images by split, ``seed`` that of links which start at random, ``payload`` how activations cross when the
+    path is served.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +88,7 @@ class Invitation(BaseModel):
     boundaries: dict[str, dict[int, Boundary]]
     sizes: dict[str, int]
     seed: int
+    payload: Payload | None = None
 
     @property
     def inference_path(self) -> InferencePath:

@@ -18,7 +18,7 @@ from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
 from code_ray.path import InferencePath, LinkSlot, parse_path
-from code_ray.runner import Bounded, Leg, Placement, make_links, walk
+from code_ray.runner import Bounded, Leg, Payload, Placement, make_links, walk
 from code_ray.service import Service
 
 
@@ -34,7 +34,7 @@ class PlannedPath(BaseModel):
     images on which it chooses the class that the original chooses, where that was measured.
 
     ``links``: the id under which its links are kept, where that is not its own. ``threshold``: answers of less confidence are made
-    again by the original (see ``gating``), None for a plain path.
+    again by the original (see ``gating``), None for a plain path. ``payload``: how activations of float32 servers cross between providers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +46,7 @@ class PlannedPath(BaseModel):
     agreement: float | None = Field(None, ge=0, le=1)
     links: str | None = None
     threshold: float | None = Field(None, ge=0, le=1)
+    payload: Payload | None = None
 
     @property
     def links_id(self) -> str:
@@ -53,8 +54,9 @@ class PlannedPath(BaseModel):
         return self.links or self.id
 
     def leg_key(self, index: int) -> str:
-        """Name of leg ``index``, as routers ask providers for it: of the same path with other links it is another one."""
-        links = hashlib.sha256("|".join(sorted(self.link_hashes.values())).encode()).hexdigest()[:8]
+        """Name of leg ``index``, as routers ask providers for it: of the same path with other links or payload it is another one."""
+        told = "|".join([*sorted(self.link_hashes.values()), *filter(None, [self.payload])])
+        links = hashlib.sha256(told.encode()).hexdigest()[:8]
         return f"{self.links_id}-{links}:{index}" if self.link_hashes else f"{self.links_id}:{index}"
 
 

@@ -23,7 +23,7 @@ from code_ray.blocks import Boundary, ExecutionMode, optimise
 from code_ray.errors import PlanError
 from code_ray.links import Link, LinkSpec
 from code_ray.path import InferencePath, LinkSlot, Segment
-from code_ray.runner import Bounded, Leg, Placement, slot_spec, walk
+from code_ray.runner import Bounded, Leg, Payload, Placement, slot_spec, walk
 from code_ray.service import Service
 from code_ray.throughput import PathCost, payload_by_edge
 
@@ -124,11 +124,12 @@ class Times(BaseModel):
 class Profile(Times):
     """Measured times of every block and link of a search (``profile.json``).
 
-    ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server.
+    ``pack_seconds_per_byte`` is what writing or reading a hop's tensor costs a server, ``payload`` how activations cross.
     """
 
     pack_seconds_per_byte: float
     placement: dict[str, str]
+    payload: Payload | None = None
 
     def mode_of(self, provider: str) -> ExecutionMode:
         """Execution mode of a provider's server: that of its first service."""
@@ -148,13 +149,17 @@ class Profile(Times):
         seconds: dict[str, float] = {}
         for leg in legs:
             seconds[leg.provider] = seconds.get(leg.provider, 0.0) + self._leg_seconds(leg, path, services)
-        hands_on = ((leg.provider, hop_bytes(*leg_target(leg, services), self.mode_of(leg.provider))) for leg in legs)
-        payload = payload_by_edge(home, hop_bytes(services[path.local], 0, self.mode_of(home)), hands_on)
+        hands_on = ((leg.provider, self.hop_bytes(*leg_target(leg, services), leg.provider)) for leg in legs)
+        payload = payload_by_edge(home, self.hop_bytes(services[path.local], 0, home), hands_on)
         for edge, size in payload.items():
             for end in edge:
                 seconds[end] = seconds.get(end, 0.0) + size * self.pack_seconds_per_byte
         cost = PathCost(seconds, payload)
         return cost.plus(PathCost({home: self.original_seconds(path.local)}), path.rerun) if path.rerun else cost
+
+    def hop_bytes(self, service: Service, position: int, provider: str) -> float:
+        """Bytes a sample of what ``provider``'s server hands on at a boundary of ``service``."""
+        return hop_bytes(service, position, self.mode_of(provider), self.payload)
 
     def _leg_seconds(self, leg: Leg, path: InferencePath, services: Mapping[str, Service]) -> float:
         total = 0.0
@@ -185,13 +190,13 @@ def leg_out_shape(leg: Leg, path: InferencePath, services: Mapping[str, Service]
     return service.boundaries[position].shape
 
 
-def hop_bytes(service: Service, position: int, mode: ExecutionMode) -> float:
+def hop_bytes(service: Service, position: int, mode: ExecutionMode, payload: Payload | None = None) -> float:
     """Bytes a sample of what a hop carries at a boundary, from a server that runs in ``mode``: images as they came, a byte a value, and
-    four a token id; activations in the mode's number format; logits as float32.
+    four a token id; activations in the mode's number format, or that of ``payload``; logits as float32.
     """
     if position == 0:
         return float(service.spec.preprocessing.noise(1).nbytes)
-    width = 4 if position == service.num_blocks else mode.torch_dtype.itemsize
+    width = 4 if position == service.num_blocks else 2 if payload else mode.torch_dtype.itemsize
     return float(math.prod(service.boundaries[position].shape) * width)
 
 

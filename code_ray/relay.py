@@ -21,7 +21,7 @@ from code_ray.links import Link
 from code_ray.own_party import OwnPart, OwnParty
 from code_ray.party import Array, Invitation, Part, Party, Rows, Traffic, writeable
 from code_ray.path import InferencePath, LinkSlot
-from code_ray.runner import Placement, Stretch, link_owner, stretches
+from code_ray.runner import Payload, Placement, Stretch, link_owner, stretches
 
 OWN = ""
 """Name of the local service's party; no provider is called so."""
@@ -31,13 +31,16 @@ CHUNK = 8 * BATCH
 
 
 class Parties:
-    """The local service's party and, by provider, those of hosts that stay elsewhere."""
+    """The local service's party and, by provider, those of hosts that stay elsewhere. ``payload``: how activations cross in serving."""
 
-    def __init__(self, own: OwnParty, images: Images, placement: Placement, others: Mapping[str, Party]) -> None:
+    def __init__(
+        self, own: OwnParty, images: Images, placement: Placement, others: Mapping[str, Party], payload: Payload | None = None
+    ) -> None:
         self.own = own
         self.images = images
         self.placement = placement
         self.others = others
+        self.payload = payload
 
     def __getitem__(self, name: str) -> Party:
         return self.own if name == OWN else self.others[name]
@@ -76,6 +79,7 @@ class Parties:
                     boundaries=met_by(name, [path], self.of, self.boundary),
                     sizes=sizes,
                     seed=seed,
+                    payload=self.payload,
                 )
             )
         return parts

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from code_ray.trunk import shared_trunk
 Step = Segment | LinkSlot
 Placement = Mapping[str, str]
 """Service name -> provider name."""
+
+Payload = Literal["float16"]
+"""How the activations of float32 servers cross to other providers, where it is not as they are."""
 
 
 class Boundaries(Protocol):
@@ -173,15 +176,25 @@ def leg_modules(leg: Leg, services: Mapping[str, Service], links: Mapping[str, L
     return modules
 
 
+def handed_on(value: Tensor, payload: Payload | None) -> Tensor:
+    """An activation as it crosses to another provider: float32 in the format of ``payload``, what lies beyond its range at its ends."""
+    if payload is None or value.dtype != torch.float32:
+        return value
+    most = torch.finfo(torch.float16).max
+    return value.clamp(-most, most).half()
+
+
 class LegRunner:
     """A leg made ready for inference in one execution mode.
 
-    Called, it gives float32 in standard layout on the CPU whatever the mode; ``run`` leaves its output as the mode made it.
+    Called, it gives float32 in standard layout on the CPU whatever the mode; ``run`` leaves its output as the mode made it, or as
+    ``payload`` says.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], mode: ExecutionMode, device: str = "cpu") -> None:
+    def __init__(self, modules: Sequence[nn.Module], mode: ExecutionMode, device: str = "cpu", payload: Payload | None = None) -> None:
         self.mode = mode
         self.device = device
+        self.payload = payload
         self.module = optimise(nn.Sequential(*modules), mode).to(device)
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -190,15 +203,16 @@ class LegRunner:
 
     @torch.inference_mode()
     def run(self, value: Tensor) -> Tensor:
-        """Output in the mode's number format and layout, on the runner's device."""
+        """Output in the mode's number format, or that of ``payload``, in the mode's layout, on the runner's device."""
         output: Tensor = self.module(self.mode.cast(value.to(self.device)))
-        return output
+        return handed_on(output, self.payload)
 
 
 class PathRunner:
     """Runs legs in one process, one after another, as the servers do: those of a whole path, or a part of them.
 
-    ``modes`` gives the execution mode by provider.
+    ``modes`` gives the execution mode by provider; what goes on to another provider crosses as ``payload`` says, what the last leg
+    makes too unless the path ``ends`` with it.
     """
 
     def __init__(
@@ -208,8 +222,14 @@ class PathRunner:
         links: Mapping[str, Link],
         modes: Callable[[str], ExecutionMode],
         device: str = "cpu",
+        payload: Payload | None = None,
+        ends: bool = True,
     ) -> None:
-        self.legs = [LegRunner(leg_modules(leg, services, links), modes(leg.provider), device) for leg in legs]
+        payloads = [payload] * (len(legs) - 1) + [None if ends else payload]
+        self.legs = [
+            LegRunner(leg_modules(leg, services, links), modes(leg.provider), device, carried)
+            for leg, carried in zip(legs, payloads, strict=False)
+        ]
 
     def __call__(self, inputs: Tensor, batch_size: int = 64) -> Tensor:
         """What the last leg makes (n, *shape), float32 (a path's logits), of what the first expects, computed in batches."""

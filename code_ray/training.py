@@ -31,7 +31,7 @@ from code_ray.party import Party, Traffic, writeable
 from code_ray.path import InferencePath, LinkSlot
 from code_ray.recipe import Recipe
 from code_ray.relay import OWN, Parties, Relay
-from code_ray.runner import PathRunner, Placement, walk
+from code_ray.runner import PathRunner, Payload, Placement, walk
 from code_ray.service import Service
 from code_ray.trunk import Trunk, trunk_of
 
@@ -45,7 +45,8 @@ class Trainer:
     Everything held is a cache: a new trainer with the same arguments gives the same links. ``device`` is torch's; links come
     back on the CPU. ``teacher`` are the original's logits on the training images, (n, classes) float32, where they are known.
     ``parties``: providers whose services are not among ``services``, since they stay elsewhere. ``trunks``: those of another service's
-    paths, with their links by slot key: paths that begin with one take them as they are and train what follows.
+    paths, with their links by slot key: paths that begin with one take them as they are and train what follows. ``payload``: how
+    activations cross where a whole path answers as it is served (``Relay.logits``); links are trained as if nothing was rounded.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Trainer:
         teacher: Tensor | None = None,
         parties: Mapping[str, Party] | None = None,
         trunks: Mapping[Trunk, Mapping[str, Link]] | None = None,
+        payload: Payload | None = None,
     ) -> None:
         self.services = dict(services)
         self.local = services[local]
@@ -76,7 +78,7 @@ class Trainer:
         images = Images(self.local, self.splits)
         own = placement if not parties else {name: placement[name] for name in services}
         self.own = OwnParty(self.services, own, modes, device, images)
-        self.parties = Parties(self.own, images, placement, parties or {})
+        self.parties = Parties(self.own, images, placement, parties or {}, payload)
 
     def crosses(self, path: InferencePath) -> bool:
         """Whether other parties than the local service's take part in ``path``."""

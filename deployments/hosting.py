@@ -20,7 +20,7 @@ from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath, PlannedTrunk, load_leg_links
 from code_ray.preprocessing import Preprocessing, TextPreprocessing
 from code_ray.profiling import candidate_modes, fastest_size, leg_out_shape, median_seconds
-from code_ray.runner import Leg, LegRunner, fan_out, leg_modules, walk
+from code_ray.runner import Leg, LegRunner, Payload, fan_out, handed_on, leg_modules, walk
 from code_ray.service import Service, ServiceSpec
 from code_ray.wire import GROUPED
 from deployments.config import ProviderOptions
@@ -107,12 +107,13 @@ class Hosting:
         whole = [(planned, path, walk(path, plan.placement)) for (planned, _), path in zip(plan.behind(trunk), paths, strict=True)]
         links = [load_leg_links(legs[index], path, planned, services, store_dir) for planned, path, legs in whole]
         stem = LegRunner(leg_modules(fan.stem[-1], services, links[0]), self.mode, self._device)
-        ends = [
-            (LegRunner(leg_modules(branch[0], services, own), self.mode, self._device), len(branch) == 1)
-            for branch, own in zip(fan.branches, links, strict=True)
-        ]
+        ends = []
+        for (planned, _, _), branch, own in zip(whole, fan.branches, links, strict=True):
+            last = len(branch) == 1
+            carried = None if last else planned.payload
+            ends.append((LegRunner(leg_modules(branch[0], services, own), self.mode, self._device, carried), last))
         local = services[paths[0].local]
-        shape, example = self._taken(local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services)
+        shape, example = self._taken(local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services, whole[0][0].payload)
 
         def answers(value: Array) -> list[Array]:
             shared = stem.run(local.preprocess(value) if index == 0 else from_wire(value))
@@ -151,10 +152,11 @@ class Hosting:
                 if key in known:
                     made[key] = known[key]
                 else:
-                    runner = LegRunner(leg_modules(leg, services, links), self.mode, self._device)
                     last = index == len(legs) - 1
+                    carried = None if last else planned.payload
+                    runner = LegRunner(leg_modules(leg, services, links), self.mode, self._device, carried)
                     call = _from_images(runner, preprocessing, last) if before is None else _from_activations(runner, last)
-                    shape, example = self._taken(preprocessing, before, path, services)
+                    shape, example = self._taken(preprocessing, before, path, services, planned.payload)
                     # The same blocks with other links take as long.
                     seconds, size = measured.get((str(path), index)) or fastest_size(
                         partial(_seconds_an_image, call, example, clock), self._sizes
@@ -167,13 +169,18 @@ class Hosting:
         return made
 
     def _taken(
-        self, preprocessing: Preprocessing | TextPreprocessing, before: Leg | None, path: InferencePath, services: Mapping[str, Service]
+        self,
+        preprocessing: Preprocessing | TextPreprocessing,
+        before: Leg | None,
+        path: InferencePath,
+        services: Mapping[str, Service],
+        payload: Payload | None,
     ) -> tuple[tuple[int, ...], Array]:
         """Shape per sample of what a leg behind ``before`` takes (None: the first takes what clients send), and a batch like it."""
         if before is None:
             return preprocessing.sample_shape, preprocessing.noise(max(self._sizes))
         shape = leg_out_shape(before, path, services)
-        return shape, to_wire(self.mode.cast(torch.rand(max(self._sizes), *shape)))
+        return shape, to_wire(handed_on(self.mode.cast(torch.rand(max(self._sizes), *shape)), payload))
 
 
 def to_wire(value: torch.Tensor) -> Array:
@@ -197,7 +204,7 @@ def _from_activations(runner: LegRunner, last: bool) -> Callable[[Array], Array]
 
 
 def _output(runner: LegRunner, value: torch.Tensor, last: bool) -> Array:
-    """Logits as float32; what goes on to another leg as the mode made it: half the bytes where that is bfloat16."""
+    """Logits as float32; what goes on to another leg as the mode made it, half the bytes where that is bfloat16, or as the plan says."""
     output: Array = runner(value).numpy() if last else to_wire(runner.run(value))
     return output
 

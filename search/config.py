@@ -16,6 +16,7 @@ from code_ray.errors import ConfigError
 from code_ray.gating import RERUN_SHARES
 from code_ray.path import Kind
 from code_ray.recipe import Recipe
+from code_ray.runner import Payload
 from code_ray.zoo import description_file
 
 _PROVIDER_NAME = re.compile(r"\w[\w.-]*")
@@ -71,6 +72,7 @@ class SearchConfig(BaseModel):
     providers: dict[str, str] = {}
     bandwidth_mbit_per_s: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
     trust: Literal["split", "shared"] = "shared"
+    payload: Payload | None = None
     kinds: tuple[Kind, ...] = ("cross", "skip", "exit", "probe")
     min_lout: int = Field(0, ge=0)
     hosts_per_path: int = Field(1, ge=1)

@@ -148,6 +148,9 @@ def plan(findings: Findings) -> str:
     )
     if nothing_pays(findings):
         said = "The original serves every sample; no path beside it gains anything within the loss limit."
+    if costs := findings.result["payload_costs"]:
+        path, most = max(costs.items(), key=lambda item: item[1])
+        said += f" Activations cross as {findings.config.payload}, by which {path} loses most, {two(most)} points on validation images."
     if findings.config.objective == "paper":
         said += (
             f" The search maximised the paper's reward: F = {best['reward']:.3f}, {best['reward_original']:.3f} for the original alone. "

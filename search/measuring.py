@@ -15,6 +15,7 @@ from code_ray.path import InferencePath
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL
 from code_ray.relay import Relay
+from code_ray.runner import Payload
 from code_ray.training import Trainer
 from search.problem import Problem
 
@@ -30,7 +31,7 @@ def measure_test(problem: Problem, plan: Plan, parties: Mapping[str, Party]) -> 
     those whose services are not here.
     """
     test = problem.data.test.head(problem.config.test_samples)
-    answers = _answers(plan, _logits(problem, plan, parties, test))
+    answers = _answers(plan, _logits(problem, plan, parties, test, problem.config.payload))
     return {plan.inference_path(planned): answers[planned.id].argmax(1) == test.labels for planned in plan.paths}
 
 
@@ -39,7 +40,7 @@ def with_answers(problem: Problem, plan: Plan, parties: Mapping[str, Party]) -> 
     beside it.
     """
     split = problem.data.validation.head(AGREEMENT_IMAGES)
-    plain = _logits(problem, plan, parties, split)
+    plain = _logits(problem, plan, parties, split, problem.config.payload)
     answers = _answers(plan, plain)
     original = answers[ORIGINAL].argmax(1)
     shares = [float((answers[planned.id].argmax(1) == original).mean()) for planned in plan.paths]
@@ -48,12 +49,29 @@ def with_answers(problem: Problem, plan: Plan, parties: Mapping[str, Party]) -> 
     return plan.model_copy(update={"paths": tuple(paths), "canaries": save_canaries(canaries, problem.run.canaries_file)})
 
 
-def _logits(problem: Problem, plan: Plan, parties: Mapping[str, Party], split: Split) -> dict[str, npt.NDArray[np.float32]]:
-    """What each path of the plan answers to the images of ``split`` before its gate, by the id of its links. Each party takes the links
-    that live with it from its own store.
+def payload_costs(problem: Problem, plan: Plan, parties: Mapping[str, Party]) -> dict[str, float] | None:
+    """Points of validation accuracy that each path of the plan loses by what its activations cross in, by its text; None where the
+    configuration lets them cross as they are.
+    """
+    payload, split = problem.config.payload, problem.data.validation
+    if payload is None:
+        return None
+    asked = plan.model_copy(update={"paths": tuple(planned for planned in plan.paths if planned.payload or planned.id == ORIGINAL)})
+    plain, carried = (_answers(asked, _logits(problem, asked, parties, split, crossing)) for crossing in (None, payload))
+    right = {planned.path: [found[planned.id].argmax(1) == split.labels for found in (plain, carried)] for planned in asked.paths[1:]}
+    return {path: 100 * float(before.mean() - after.mean()) for path, (before, after) in right.items()}
+
+
+def _logits(
+    problem: Problem, plan: Plan, parties: Mapping[str, Party], split: Split, payload: Payload | None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What each path of the plan answers to the images of ``split`` before its gate, by the id of its links; activations cross as
+    ``payload`` says. Each party takes the links that live with it from its own store.
     """
     config, modes = problem.config, problem.profile.mode_of
-    trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, modes, config.recipe, parties=parties)
+    trainer = Trainer(
+        problem.services, plan.local, problem.data, plan.placement, modes, config.recipe, parties=parties, payload=payload
+    )
     found: dict[str, npt.NDArray[np.float32]] = {}
     for planned in plan.paths:
         if planned.links_id not in found:

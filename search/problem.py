@@ -142,7 +142,8 @@ def prepare(config: SearchConfig, inputs: Inputs, run: RunDirectory, say: Callab
     """
     services, data, space = inputs.services, inputs.data, inputs.space
     original = original_path(config.local, services[config.local].num_blocks)
-    profile = _profile(config, run, inputs, say)
+    # How activations cross is asked for, not measured: what another search measured serves this one.
+    profile = _profile(config, run, inputs, say).model_copy(update={"payload": config.payload})
     trainer = Trainer(services, config.local, data, config.placement, profile.mode_of, config.recipe)
     original_classes = _original_classes(run, trainer, original, config.concurrency)
     accuracy_original = float((original_classes == data.validation.labels).mean())

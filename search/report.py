@@ -23,7 +23,7 @@ from code_ray.throughput import PathCost, cycle_throughput, host_efficiency
 from search.campaign import Campaign
 from search.findings import Findings
 from search.html import report_page
-from search.measuring import measure_test, with_answers
+from search.measuring import measure_test, payload_costs, with_answers
 from search.plannable import plannable
 from search.plots import draw_forecasts, draw_pareto, draw_paths, draw_trace
 from search.problem import Problem
@@ -66,6 +66,7 @@ def write_report(campaign: Campaign, parties: Mapping[str, Party], seconds: floa
         "arms": {name: a.summary() for name, a in arms.items()} | replica_summaries(problem, arms),
         "without_gates": {name: a.summary() for name, a in plain_arms(problem, known).items()},
         "controls": _controls(campaign),
+        "payload_costs": payload_costs(problem, plan, parties),
         "fixed_speedups": fixed_speedups(problem, known),
         "candidates": problem.faster,
         "paths_enumerated": problem.paths_enumerated,

@@ -13,7 +13,6 @@ from code_ray.objective import Known, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
 from code_ray.plan import Plan, PlannedPath
 from code_ray.policy import ORIGINAL
-from code_ray.profiling import hop_bytes
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray, Mixture, PathCost, least_loss_mixture, pair_throughput, payload_by_edge
 from code_ray.trunk import Trunk, trunk_of
@@ -135,8 +134,8 @@ def replica_summaries(problem: Problem, arms: Mapping[str, Arm]) -> dict[str, di
 def _carried(problem: Problem, provider: str) -> float:
     """How many times Th_0 images fit on the network to a provider, and their logits on the way back."""
     objective, local = problem.plan_objective, problem.services[problem.config.local]
-    home, mode = objective.local_provider, problem.profile.mode_of(objective.local_provider)
-    sent = payload_by_edge(home, hop_bytes(local, 0, mode), [(provider, hop_bytes(local, local.num_blocks, mode))])
+    home, hop_bytes = objective.local_provider, problem.profile.hop_bytes
+    sent = payload_by_edge(home, hop_bytes(local, 0, home), [(provider, hop_bytes(local, local.num_blocks, home))])
     bandwidth = objective.limits.bandwidth
     return min((bandwidth[edge] / size for edge, size in sent.items() if edge in bandwidth), default=math.inf) * objective.original_seconds
 
@@ -224,6 +223,7 @@ def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]
                 link_hashes=campaign.planned_record(path)["link_hashes"],
                 links=kept if path.rerun else None,
                 threshold=threshold_of(campaign, path),
+                payload=problem.config.payload if path.hosts else None,
             )
         )
     config = problem.config
