@@ -164,9 +164,12 @@ class LinkTraining:
         Raises:
             LinkError: where a link cannot be fitted.
         """
-        images = self._trainer.train.images[: self._trainer.recipe.fit_samples]
+        trainer, images = self._trainer, self._trainer.train.images[: self._trainer.recipe.fit_samples]
         for number, slot in enumerate(self.path.link_slots):
-            if number >= self._first and self._trainer.may_fit(slot):
+            if number >= self._first and trainer.may_fit(slot):
+                if slot.target == (trainer.local.name, trainer.local.num_blocks):
+                    # What it is distilled from it is fitted to, and that is computed once.
+                    trainer.own.keep(*slot.target, images, trainer.teacher(torch.arange(len(images))))
                 self._relay.fit(number, images)
 
     def advance(self, steps: int) -> None:

@@ -113,7 +113,9 @@ class Hosting:
             carried = None if last else planned.payload
             ends.append((LegRunner(leg_modules(branch[0], services, own), self.mode, self._device, carried), last))
         local = services[paths[0].local]
-        shape, example = self._taken(local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services, whole[0][0].payload)
+        shape, example = self._taken(
+            local.spec.preprocessing, whole[0][2][index - 1] if index else None, paths[0], services, whole[0][0].payload
+        )
 
         def answers(value: Array) -> list[Array]:
             shared = stem.run(local.preprocess(value) if index == 0 else from_wire(value))

@@ -69,9 +69,7 @@ def _logits(
     ``payload`` says. Each party takes the links that live with it from its own store.
     """
     config, modes = problem.config, problem.profile.mode_of
-    trainer = Trainer(
-        problem.services, plan.local, problem.data, plan.placement, modes, config.recipe, parties=parties, payload=payload
-    )
+    trainer = Trainer(problem.services, plan.local, problem.data, plan.placement, modes, config.recipe, parties=parties, payload=payload)
     found: dict[str, npt.NDArray[np.float32]] = {}
     for planned in plan.paths:
         if planned.links_id not in found:

@@ -60,6 +60,7 @@ def result() -> dict[str, Any]:
             "links_only": {"accuracy_validation": 0.70, "cross_accuracy_validation": 0.90},
             "skip": None,
         },
+        "payload_costs": None,
         "fixed_speedups": {"1.4": {"average_accuracy_loss_points": 0.77, "host_share": 0.2}, "1.6": None, "1.8": None},
         "candidates": 44,
         "paths_enumerated": 55,

@@ -1,6 +1,7 @@
 """Searches that begin with what another one measured."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from code_ray.artifact import RunDirectory
 from code_ray.distillation import CHANNELS
 from code_ray.errors import ArtifactError
+from code_ray.plan import read_plan
 from search.campaign import Campaign
 from search.carry_over import carry_over
 from search.config import SearchConfig
@@ -77,6 +79,26 @@ def test_a_new_plan_of_what_is_known_keeps_to_another_network(runs: Path) -> Non
     # A copy of the model on the host is of use for as many images as come there: two a second.
     assert 1 < after["arms"]["replica"]["throughput_ratio"] < 1.1
     assert before["arms"]["replica"]["throughput_ratio"] == pytest.approx(2.0)
+
+
+def test_a_new_plan_may_have_activations_cross_as_float16_and_says_what_that_costs(runs: Path) -> None:
+    shutil.copytree(runs / "first", runs / "float32")
+    profile = runs / "float32" / "profile.json"
+    profile.write_text(profile.read_text().replace('"bfloat16"', '"float32"'))
+    plain, after = (search(runs, str(payload), "float32", train=False, payload=payload) for payload in (None, "float16"))
+    assert plain["payload_costs"] is None
+    plan = read_plan(runs / "float16" / "plan.json")
+    hosted = {planned.path: planned for planned in plan.paths if plan.inference_path(planned).hosts}
+    assert hosted
+    assert {planned.path: planned.payload for planned in plan.paths} == {
+        p.path: "float16" if p.path in hosted else None for p in plan.paths
+    }
+    assert set(after["payload_costs"]) == set(hosted)
+    assert all(abs(points) < 2 for points in after["payload_costs"].values())
+    assert "Activations cross as float16" in (runs / "float16" / "report.html").read_text()
+    # Links and times are those of before.
+    assert [planned.link_hashes for planned in plan.paths] == [p.link_hashes for p in read_plan(runs / "None" / "plan.json").paths]
+    assert (runs / "float16" / "profile.json").read_bytes() == (runs / "None" / "profile.json").read_bytes()
 
 
 def test_a_plan_of_known_paths_has_their_links(runs: Path) -> None:
