@@ -64,6 +64,7 @@ class RouterOptions(_Options):
     ``path_deadline_s`` bounds an attempt on a path before the original path takes the request, ``request_deadline_s`` the whole request.
     ``pinned``: only on the node of the local service's provider, as its ``pinned`` says. ``use``: ids of the planned paths that may be used
     (None: all); the original always may. ``shadow_share``: of offloaded images, those that the original answers as well, to compare.
+    ``trial_s``: how long a plan with another version of a host's service is tried beside the traffic, at most, before it is followed.
     ``keys_file``: who may ask (None: this machine alone). ``steering``: move from the original path to the plan's rates as the load grows,
     or follow the plan's rates always.
     """
@@ -78,6 +79,7 @@ class RouterOptions(_Options):
     use: tuple[str, ...] | None = None
     steering: Steering = "load"
     shadow_share: float = Field(0.01, ge=0, le=1)
+    trial_s: float = Field(30.0, ge=0)
     keys_file: Path | None = None
 
 

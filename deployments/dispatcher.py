@@ -68,7 +68,7 @@ class Dispatcher:
         self._looking: asyncio.Task[None] | None = None
         self._now = self._put_in_force(plan)
         self._canary_watch = CanaryWatch(options.path_deadline_s, self._metrics, self.is_stale.set)
-        self._succession = Succession(self._providers, self._local, options.path_deadline_s)
+        self._succession = Succession(self._providers, self._local, options.path_deadline_s, options.trial_s)
 
     def is_ready(self, service: str) -> bool:
         """Whether the original path of a service is up."""
@@ -141,6 +141,7 @@ class Dispatcher:
             else:
                 if service == plan.plan.local and route is not original:
                     plan.shadow.consider(route, request.images, result)
+                self._succession.consider(service, request.images)
                 return result, route
         raise failure
 
@@ -256,7 +257,7 @@ class Dispatcher:
         if offer is not None:
             coming = self._put_in_force(offer.plan)
             coming.hear(reports, network)
-            if await self._succession.passes(offer, coming):
+            if await self._succession.passes(offer, self._now, coming):
                 coming.follow(self._now)
                 self._metrics.changed_plan(local, self._now.routes[local])
                 self._now = coming

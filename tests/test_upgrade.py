@@ -34,6 +34,7 @@ from code_ray.data import DataSet
 from code_ray.errors import ArtifactError, PlanError, ServiceError
 from code_ray.links import Link
 from code_ray.plan import load_leg_links, read_plan
+from code_ray.policy import ORIGINAL
 from code_ray.runner import walk
 from code_ray.service import Service, load_service
 from code_ray.zoo import BUILDERS
@@ -64,7 +65,11 @@ def run(served_run: Run, digits: DataSet, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("plan") / "run"
     shutil.copytree(served_run.root, root)
     found = replace(served_run, root=root)
-    plan = with_canaries(found, found.plan.model_copy(), digits.validation.images[:8])
+    images = digits.test.images[:BATCH]
+    original = found.logits(ORIGINAL, images).argmax(1)
+    agreements = {found.id_of(name): float((found.logits(name, images).argmax(1) == original).mean()) for name in found.paths}
+    paths = tuple(planned.model_copy(update={"agreement": agreements[planned.id]}) for planned in found.plan.paths)
+    plan = with_canaries(found, found.plan.model_copy(update={"paths": paths}), digits.validation.images[:8])
     write_plan(root, plan)
     save_calibrations(plan, found.services, digits.train.images, lambda _: ExecutionMode(), root / "stores")
     return replace(found, plan=plan)
@@ -129,6 +134,28 @@ def test_a_host_upgrades_under_load_and_nothing_is_lost(url: str, current: Path,
     with torch.inference_mode():
         expected = nn.Sequential(*host.blocks)(host.preprocess(images)).numpy()
     assert relative_difference(own_answer, expected) < 1e-4
+
+
+def test_a_version_that_answers_clients_otherwise_than_its_plan_says_is_refused_and_the_old_one_stays(
+    url: str, current: Path, run: Run, digits: DataSet, tmp_path: Path
+) -> None:
+    before, images = plan_in_force(url), digits.test.images[:BATCH]
+    run_dir = current.resolve()
+    upgrade(run_dir, HOST, version(run.services[HOST], 0.03, tmp_path / "new"), tmp_path / "out")
+    plan = read_plan(tmp_path / "out" / "plan.json")
+    assert any(planned.agreement is not None and planned.agreement < 0.8 for planned in plan.paths)
+    paths = tuple(planned.model_copy(update={"agreement": 1.0}) for planned in plan.paths)
+    write_plan(tmp_path / "out", plan.model_copy(update={"paths": paths}))
+
+    def refused() -> str:
+        with Client(url, timeout_s=60) as client:
+            return str(client.metadata(LOCAL)["parameters"]["plan_refused"])
+
+    with Load(url, LOCAL, images) as load:
+        turn(current, tmp_path / "out")
+        eventually(lambda: "does not answer as the original does as often as before" in refused(), "nothing is refused")
+    assert load.failures == []
+    assert plan_in_force(url) == before
 
 
 def test_fitted_links_are_nearer_to_what_they_made_than_the_old_ones(run: Run, tmp_path: Path) -> None:
