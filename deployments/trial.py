@@ -56,10 +56,10 @@ class Trial:
         return self.disagrees is not None or now >= self._end or not any(self._waiting.values())
 
     def consider(self, service: str, images: Array) -> None:
-        """Requests of clients, answered already: the route that waits longest answers them too."""
+        """``images`` of a request that was answered: the route that waits longest answers some of them too."""
         waiting = self._waiting.get(service)
         if waiting and self.disagrees is None and (self._under_way is None or self._under_way.done()):
-            self._under_way = asyncio.create_task(self._compare(service, waiting[0], images))
+            self._under_way = asyncio.create_task(self._compare(service, waiting[0], images[:LEAST]))
 
     async def _compare(self, service: str, route: Route, images: Array) -> None:
         original = self._coming.routes[service][ORIGINAL]
