@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,8 +19,10 @@ from code_ray.blocks import content_hash
 from code_ray.errors import ArtifactError, IntegrityError, PlanError, first_problem
 from code_ray.links import Link
 from code_ray.path import InferencePath, LinkSlot, parse_path
+from code_ray.policy import ORIGINAL
 from code_ray.runner import Bounded, Leg, Payload, Placement, make_links, walk
 from code_ray.service import Service
+from code_ray.wire import GROUPED
 
 
 class Identified(Protocol):
@@ -84,9 +87,16 @@ class PlannedTrunk(BaseModel):
         return tuple(self.paths)
 
     @property
-    def apart(self) -> str:
-        """Id of the same paths without the trunk, one by one."""
-        return "+".join(self.paths.values())
+    def choices(self) -> list[tuple[str, ...]]:
+        """Ids of a path of each service, in order, that can be asked for one by one: all of those behind the trunk, then some of them
+        beside the originals of others.
+        """
+        return list(product(*((path, ORIGINAL) for path in self.paths.values())))[:-1]
+
+    @property
+    def separate(self) -> list[str]:
+        """Ids of these choices as routes; the first is that of the trunk's paths without the trunk."""
+        return [GROUPED.join(choice) for choice in self.choices]
 
     def leg_key(self, index: int) -> str:
         """Name of the leg with which the trunk ends, number ``index`` on each of its paths."""

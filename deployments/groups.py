@@ -16,22 +16,23 @@ from deployments.routes import Branch, Hop, Route
 
 def group_routes(plan: Plan, alone: Mapping[str, Mapping[str, Route]], classes: Mapping[str, int]) -> dict[str, dict[str, Route]]:
     """Routes by group of services that can be asked together, and by id: all their originals, and of each trunk its paths behind it
-    (``trunk``) and one by one (``separate``). ``alone``: what ``make_routes`` made; ``classes``: how many each service tells apart.
+    (``trunk``), one by one, and some of them beside others' originals (``separate``): what one service may lose does not bind another.
+    ``alone``: what ``make_routes`` made; ``classes``: how many each service tells apart.
     """
     groups = {tuple(plan.tasked), *(trunk.services for trunk in plan.trunks)} if plan.tasks else set()
     found: dict[str, dict[str, Route]] = {}
     for services in sorted(groups, key=lambda group: -len(group)):
 
-        def together(identifier: str, kind: Literal["original", "separate"], ids: Mapping[str, str], services: Sequence[str]) -> Route:
-            routes = [alone[service][ids[service]] for service in services]
+        def together(identifier: str, kind: Literal["original", "separate"], ids: Sequence[str], services: Sequence[str]) -> Route:
+            routes = [alone[service][chosen] for service, chosen in zip(services, ids, strict=True)]
             branches = tuple(Branch(s, classes[s], route, route.hops) for s, route in zip(services, routes, strict=True))
             return Route(identifier, kind, min(r.accuracy for r in routes), (), identifier, branches=branches)
 
-        routes = [together(ORIGINAL, "original", dict.fromkeys(services, ORIGINAL), services)]
+        routes = [together(ORIGINAL, "original", [ORIGINAL] * len(services), services)]
         for trunk in plan.trunks:
             if trunk.services == services:
-                apart = together(trunk.apart, "separate", trunk.paths, services)
-                routes += [_trunk_route(plan, trunk, apart), apart]
+                apart, *others = (together(GROUPED.join(ids), "separate", ids, services) for ids in trunk.choices)
+                routes += [_trunk_route(plan, trunk, apart), apart, *others]
         found[GROUPED.join(services)] = {route.id: route for route in routes}
     return found
 

@@ -230,7 +230,7 @@ def check_use(use: Collection[str] | None, plan: Plan) -> None:
     Raises:
         ConfigError: where it names a path that is not in the plan.
     """
-    together = (name for trunk in plan.trunks for name in (trunk.id, trunk.apart))
+    together = (name for trunk in plan.trunks for name in (trunk.id, *trunk.separate))
     known = {ORIGINAL, *(planned.id for planned in plan.all_paths), *together}
     if unknown := set(use or ()) - known:
         raise ConfigError(f"'use' names {sorted(unknown)}, which the plan does not hold; there are: {', '.join(sorted(known))}")

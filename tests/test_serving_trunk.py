@@ -84,13 +84,23 @@ def test_each_service_answers_what_its_own_path_answers(
     name: str, shared: bool, client: Client, plan: Plan, runs: dict[str, Run], digits: DataSet
 ) -> None:
     images, trunk = digits.test.images[:BATCH], trunk_with(name, plan, runs)
-    wanted = trunk.id if shared else trunk.apart
+    wanted = trunk.id if shared else trunk.separate[0]
     answers = client.predict_together([LOCAL, OTHER], images, path=wanted)
     for service, path in ((LOCAL, "raw cross"), (OTHER, name)):
         logits = runs[service].logits(path, images)
         assert answers[service].path == wanted
         assert relative_difference(answers[service].logits, logits) <= 1e-5
         assert answers[service].labels == [digits.labels[i] for i in logits.argmax(1)]
+
+
+def test_one_service_may_be_answered_by_its_path_and_the_other_by_its_original(
+    client: Client, plan: Plan, runs: dict[str, Run], digits: DataSet
+) -> None:
+    images, path = digits.test.images[:BATCH], runs[OTHER].id_of("cross")
+    answers = client.predict_together([LOCAL, OTHER], images, path=f"{ORIGINAL}+{path}")
+    for service, name in ((LOCAL, "original"), (OTHER, "cross")):
+        assert answers[service].path == f"{ORIGINAL}+{path}"
+        assert relative_difference(answers[service].logits, runs[service].logits(name, images)) <= 1e-5
 
 
 def test_the_host_runs_once_and_hands_on_what_each_service_needs(url: str, plan: Plan, runs: dict[str, Run], digits: DataSet) -> None:
@@ -117,9 +127,8 @@ def test_the_server_says_which_services_can_be_asked_together(
         assert told["name"] == GROUP
         assert [output["name"] for output in told["outputs"]] == [f"{s}.{o}" for s in (LOCAL, OTHER) for o in ("logits", "label")]
     kinds = {path["id"]: path["kind"] for path in told["parameters"]["paths"]}
-    assert kinds == {ORIGINAL: "original"} | {
-        identifier: kind for trunk in plan.trunks for identifier, kind in ((trunk.id, "trunk"), (trunk.apart, "separate"))
-    }
+    mixed = {name: "separate" for trunk in plan.trunks for name in trunk.separate}
+    assert kinds == {ORIGINAL: "original"} | {trunk.id: "trunk" for trunk in plan.trunks} | mixed
     assert sum(path["share"] for path in told["parameters"]["paths"]) == pytest.approx(1)
 
 
