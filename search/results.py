@@ -205,8 +205,9 @@ def best_behind_trunks(problem: Problem, known: Known) -> list[InferencePath]:
     for path in known:
         if (trunk := trunk_of(path)) is not None:
             found.setdefault(trunk, []).append(path)
+    # Of a plain path its mixture, not the objective's value: that counts in gates which are expected, and here they are measured.
     objective = problem.plan_objective
-    return [max(paths, key=lambda path: objective.value({path: known[path]})) for paths in found.values()]
+    return [max(paths, key=lambda path: objective.mixture({path: known[path]}).throughput) for paths in found.values()]
 
 
 def plan_of(problem: Problem, campaign: Campaign, paths: Iterable[InferencePath]) -> Plan:

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -11,10 +14,14 @@ from trunks import OTHER, RECIPE
 
 from code_ray.artifact import RunDirectory
 from code_ray.data import DataSet
+from code_ray.gated_objective import GatedPlanObjective
 from code_ray.joining import join
-from code_ray.path import path_from_vector
+from code_ray.path import original_path, path_from_vector
 from code_ray.plan import read_plan
 from code_ray.policy import ORIGINAL
+from code_ray.space import Candidate
+from code_ray.throughput import Limits, PathCost
+from search.results import best_behind_trunks
 
 VECTORS = {ORIGINAL: (), "long": (0, 2, 4, 5), "short": (0, 2, 3, 5), "at home first": (1, 2, 4, 5)}
 
@@ -58,3 +65,14 @@ def test_a_plan_has_a_path_behind_every_trunk_whichever_it_would_use_alone(
     assert {tuple(path for _, path in both.behind(trunk)) for trunk in both.trunks} == {
         (first.paths[name], probes[hout]) for name, hout in (("long", 4), ("short", 3))
     }
+
+
+def test_behind_a_trunk_measured_gates_are_worth_what_they_are_and_a_plain_path_no_more_than_itself() -> None:
+    original = Candidate(original_path(LOCAL, 6), PathCost({"a": 0.001}))
+    objective = GatedPlanObjective(original, 0.9, Limits({"a": 1.0, "b": 1.0}, 0.4, {}), "a", (0.05,))
+    plain = path_from_vector((0, 2, 4, 5), LOCAL, 6, HOST, 6)
+    gated = replace(plain, rerun=0.05)
+    known = {plain: (PathCost({"a": 1e-5, "b": 2e-4}), 0.893), gated: (PathCost({"a": 6e-5, "b": 2e-4}), 0.8965)}
+    # With the gate that it expects of the plain path the objective thinks more of that.
+    assert objective.value({plain: known[plain]}) > objective.value({gated: known[gated]})
+    assert best_behind_trunks(cast(Any, SimpleNamespace(plan_objective=objective)), known) == [gated]
