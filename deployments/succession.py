@@ -42,7 +42,10 @@ class Succession:
     async def next_after(self, plan: Plan, deadline_s: float) -> Offer | None:
         """The plan that the local service's provider serves, where it is not ``plan`` nor one that was refused."""
         offer = await self._ask(deadline_s)
-        return None if offer is None or offer.plan.id == plan.id or offer.plan.id in self._refused else offer
+        if offer is None or offer.plan.id == plan.id or offer.plan.id in self._refused:
+            self._trial = None  # of a plan that was taken back
+            return None
+        return offer
 
     def canaries(self, plan: Plan) -> Canaries | None:
         """Those of ``plan``, where the local service's provider serves it and it has any."""
