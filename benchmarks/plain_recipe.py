@@ -12,6 +12,7 @@ path is charged its part of those that it has looked at. ``share_with_all_logits
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,6 +139,9 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     """A bar a path: share of the plain recipe's time."""
     figure, axes = plt.subplots(figsize=(8, 0.35 * len(table) + 1.5), layout="constrained")
     axes.barh(table.kind + " " + table.path, 100 * table.share_of_time.clip(upper=1.5), color="#0b6e4f")
+    for n, share in enumerate(table.share_of_time):
+        if math.isinf(share):
+            axes.annotate("not reached in as many steps ", (150, n), ha="right", va="center", color="white", fontsize=7)
     axes.axvline(20, color="#b91c1c", linestyle=":")
     axes.invert_yaxis()
     axes.set(xlabel="time to the plain recipe's accuracy, % of its time")

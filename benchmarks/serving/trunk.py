@@ -220,12 +220,12 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     names = [f"{arm}, kappa {kappa:g}" for kappa, arm in table.index]
     axes.barh(names, table.frames_per_second, color=[colours.get(arm, "#b45309") for _, arm in table.index])
     for n, (rate, bound, times) in enumerate(zip(table.frames_per_second, table.bound, table.times_separate, strict=True)):
-        axes.annotate(f" {rate:.0f}  ({times:.2f} x separate)", (rate, n), va="center", fontsize=8)
+        axes.annotate(f"  {rate:.0f}  ({times:.2f} x separate)", (np.nanmax([rate, bound]), n), va="center", fontsize=8)
         if not np.isnan(bound):
             axes.vlines(bound, n - 0.4, n + 0.4, color="black", linewidth=2)
     axes.invert_yaxis()
-    axes.margins(x=0.25)
-    axes.set(xlabel="frames a second, each answered by both services (lines: bound by the programme)")
+    axes.margins(x=0.4)
+    axes.set(xlabel="frames a second, each answered by both services\n(lines: bound by the programme)")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
