@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from test_routes import PLAN, ROUTES, TINY
 
-from code_ray.packing import unpacked
 from code_ray.throughput import Edge
 from deployments.known_providers import KnownProviders
 from deployments.network import ROUTER, EdgeSpeed, Network, find_places, speed_of
@@ -128,7 +127,7 @@ class Wires:
 
     async def _transfer(self, payload: Any, answer_bytes: int) -> Any:
         self.calls += 1
-        payload = unpacked(payload if isinstance(payload, np.ndarray | bytes) else await payload)
+        payload = payload if isinstance(payload, np.ndarray | bytes) else await payload
         await asyncio.sleep((len(payload) + answer_bytes) / self.bytes_per_second)
         return np.ones(answer_bytes, np.uint8)
 
