@@ -57,6 +57,14 @@ class Received:
         return self._parts[split][0][rows]
 
 
+Expected = tuple[str, int, bytes]
+"""Service, position, hash of images."""
+
+
+def _key(service: str, position: int, images: SampleArray) -> Expected:
+    return service, position, hashlib.sha256(images.tobytes()).digest()
+
+
 class OwnParty:
     """``Party`` with its services in this process. A cache but for the random hosts that it has made.
 
@@ -80,7 +88,7 @@ class OwnParty:
         self.inputs = LinkInputs(services, modes, device), LinkInputs(services, modes, device)
         self._placement = placement
         self._received: dict[str, Received] = {}
-        self._expected: dict[tuple[str, int, bytes], Tensor] = {}
+        self._expected: dict[Expected, Tensor] = {}
 
     def join(self, invitation: Invitation) -> OwnPart:
         return OwnPart(self, invitation)
@@ -118,20 +126,24 @@ class OwnParty:
         """What the block behind a position of one of its services is given for ``images``, (n, *shape) float32. Small ones are kept,
         since many paths lead to one block.
         """
-        own, key = self.services[service], (service, position, hashlib.sha256(images.tobytes()).digest())
+        own, key = self.services[service], _key(service, position, images)
         if key in self._expected:
             kept = self._expected[key]
             return kept.float() if kept.is_floating_point() else kept
         found = run_blocks(own, 0, position, own.preprocess(images), self.mode(service), self.device)
-        self.keep(service, position, images, found)
+        self._keep(key, found)
         return found
 
     def keep(self, service: str, position: int, images: SampleArray, found: Tensor) -> None:
         """Remember what somebody has computed already: what the block behind a position is given for ``images``."""
+        self._keep(_key(service, position, images), found)
+
+    def _keep(self, key: Expected, found: Tensor) -> None:
+        service, position, _ = key
         # What a bfloat16 server makes loses nothing in bfloat16, and takes half the room; an image as it comes in is its own.
         kept = found.to(self.mode(service).torch_dtype) if position else found
         if kept.nbytes <= MAX_EXPECTED_BYTES:
-            self._expected[service, position, hashlib.sha256(images.tobytes()).digest()] = kept
+            self._expected[key] = kept
 
     def mode(self, service: str) -> ExecutionMode:
         """The mode in which the server of a service runs."""

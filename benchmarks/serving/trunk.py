@@ -4,8 +4,8 @@ python -m benchmarks.serving.trunk [--rounds 5] [--kappa 1 0.25] [--out runs/tru
 
 ``fashion-cnn`` by the shipped plan, and ``fashion-kinds`` (``benchmarks.serving.kinds``), whose links a search trains behind that plan's
 trunks first; again, all of that is kept. Every arm answers frames for both services, over the same pair of paths, which share a trunk, and
-the originals, one service by its path and the other by its original among them, at the rates that the router's programme gives them: with a small share of the host (``--kappa``) it has to come down to
-these sooner. Rates are frames a second, each answered by both; accuracies are of all frames that were answered, ``lost`` points beside what the
+the originals, one service by its path and the other by its original among them, at the rates that the router's programme gives them: with a
+small share of the host (``--kappa``) it has to come down to these sooner. Rates are frames a second, each answered by both; accuracies are of all frames that were answered, ``lost`` points beside what the
 original says of the same frames; ``bound`` is the programme's by the times that the servers measured, ``borrowed`` the share of the answers
 that are not an original's.
 """
