@@ -24,6 +24,11 @@ class DriftWatch:
         self._recent: deque[tuple[int, int]] = deque()
         self._images = self._same = 0
 
+    @property
+    def images(self) -> int:
+        """How many are looked back on."""
+        return self._images
+
     def add(self, images: int, same: int) -> bool:
         """Of ``images`` images ``same`` were given the same class; whether the path has drifted."""
         self._recent.append((images, same))

@@ -46,7 +46,6 @@ class Trial:
         self._coming = coming
         self._waiting = {service: list(some) for service, some in routes.items()}
         self._watches = {route.id: DriftWatch(route.agreement) for some in routes.values() for route in some}
-        self._images = dict.fromkeys(self._watches, 0)
         self._end = end
         self._deadline_s = deadline_s
         self._under_way: asyncio.Task[None] | None = None
@@ -71,12 +70,12 @@ class Trial:
         if isinstance(expected, Refusal) or isinstance(answer, Refusal):
             return
         same = int((expected.argmax(axis=1) == answer.argmax(axis=1)).sum())
-        self._images[route.id] += len(images)
-        waiting = self._waiting[service]
+        waiting, watch = self._waiting[service], self._watches[route.id]
         waiting.remove(route)
-        if self._watches[route.id].add(len(images), same):
-            self.disagrees = f"path {route.id} of {service} does not answer as the original does as often as before, on {self._images[route.id]} images of clients"
-        elif self._images[route.id] < LEAST:
+        if watch.add(len(images), same):
+            seen = f"on {watch.images} images of clients"
+            self.disagrees = f"path {route.id} of {service} does not answer as the original does as often as before, {seen}"
+        elif watch.images < LEAST:
             waiting.append(route)
         else:
             logger.info("plan %s: path %s agrees with the original on requests of clients", self.plan_id, route.id)
