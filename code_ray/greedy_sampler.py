@@ -165,7 +165,7 @@ class GreedySampler(Sampler):
         open_indices = self._open([])
         if self._predictor is None or not open_indices:
             return None
-        mean, std = self._predictor.predict(self._measured(), open_indices)
+        mean, std = self._predictor.predict(self._measured(), open_indices, by_return=True)
         good = self._accuracies(mean - 1.96 * std)
         bound = self.objective.values_with(self.known, [self.candidates[i] for i in open_indices], good[None])
         others = 0 if self._wide is None else self._wide.faster - len(self.candidates)
@@ -216,6 +216,10 @@ class GreedySampler(Sampler):
             ready = {i: float(value) - self.objective.value(known) for i, value in zip(open_indices, values, strict=True)}
             if tested:
                 ready = {i: hope for i, hope in ready.items() if i in scorable and hope > self.stopping.epsilon}
+            if not ready:
+                # Least squares suit some blocks better than others, and where paths come back that were trained is where they do.
+                gains = self._gains(open_indices, *predictor.predict(self._measured(), open_indices, by_return=True), known)
+                ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if gain > self.stopping.epsilon}
             if not ready:
                 self.stopped_because = f"no path left is expected to gain {self.stopping.epsilon:g}"
                 return ()
@@ -288,13 +292,6 @@ class GreedySampler(Sampler):
 
     def _unscored(self, group: Sequence[int]) -> list[int]:
         """Members of a group that may be scored now."""
-        waiting = {p.path for p in self._pending}
-        free = [
-            i
-            for i in group
-            if (p := self.candidates[i].path) not in self._forecasts
-            and p not in waiting
-            and p not in self.trained
-            and p not in self._dropped
-        ]
+        closed = {*self._forecasts, *self.trained, *self._dropped, *(p.path for p in self._pending)}
+        free = [i for i in group if self.candidates[i].path not in closed]
         return free if self._scores_left > 0 else []

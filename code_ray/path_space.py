@@ -39,8 +39,8 @@ Sides = Mapping[str, Sequence[int]]
 
 
 Forms = Mapping[str, Sequence[str]]  # service -> what crosses at each of its boundaries (``Boundary.form``)
-HOSTLESS, HEADLESS = 0, 1
-"""Columns of features that say whether a path is without a host, without the local head."""
+HOSTLESS, HEADLESS, RETURN = 0, 1, 1
+"""Columns of features that say whether a path is without a host, without the local head; behind those of classes, where it comes back."""
 
 
 def class_columns(hosts: Mapping[str, int], hosts_per_path: int = 1) -> int:

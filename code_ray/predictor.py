@@ -15,7 +15,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 
 from code_ray.forecast import DOUBT_FREE, DOUBT_LOGITS, UNKNOWN_STD, UNKNOWN_Z, noise_std
-from code_ray.path_space import HEADLESS, HOSTLESS
+from code_ray.path_space import HEADLESS, HOSTLESS, RETURN
 from code_ray.throughput import FloatArray
 
 
@@ -49,8 +49,11 @@ class Predictor(ABC):
         """
 
     @abstractmethod
-    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation of z of paths ``indices``, noise of a single training left out; each (len(indices),)."""
+    def predict(self, measured: Measured, indices: list[int], *, by_return: bool = False) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of z of paths ``indices``, noise of a single training left out; each (len(indices),).
+
+        ``by_return``: what trained paths say of those that come back at other local blocks is believed less.
+        """
 
 
 class GaussianProcessPredictor(Predictor):
@@ -72,20 +75,20 @@ class GaussianProcessPredictor(Predictor):
         super().look_at(features)
         self._scaled = features / self._scale
 
-    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+    def predict(self, measured: Measured, indices: list[int], *, by_return: bool = False) -> tuple[FloatArray, FloatArray]:
         trained = [*measured.finals, *measured.partial]
         rows = [*trained, *indices]
         prior, prior_std = self._from_scores(measured.forecasts, rows)
         doubts = self._doubts(rows)
         if not trained:
-            return prior, np.hypot(prior_std, ERROR_STD * doubts)
+            return prior, np.hypot(prior_std, math.hypot(ERROR_STD, by_return * math.sqrt(_OF_RETURN)) * doubts)
         n = len(trained)
         results = np.array([*measured.finals.values(), *(z for z, _ in measured.partial.values())])
         noise = np.array([*noise_std(np.array([*measured.finals.values()])), *(std for _, std in measured.partial.values())])
         where = np.column_stack([self._scaled[rows] / np.sqrt(self._scaled.shape[1]), prior])
-        points = np.column_stack([self.features[rows, : self.classes], where])
+        points = np.column_stack([self.features[rows, : self.classes], self._returns(rows), where])
         model = GaussianProcessRegressor(
-            _errors_kernel(self.classes, where.shape[1]),
+            _errors_kernel(self.classes, where.shape[1], by_return),
             alpha=(noise**2 + prior_std[:n] ** 2) / doubts[:n] ** 2,
             optimizer="fmin_l_bfgs_b" if n >= 4 else None,
             random_state=self.seed,
@@ -93,6 +96,11 @@ class GaussianProcessPredictor(Predictor):
         _fit(model, points[:n], (results - prior[:n]) / doubts[:n])
         error, error_std = model.predict(points[n:], return_std=True)
         return prior[n:] + doubts[n:] * error, np.hypot(prior_std[n:], doubts[n:] * error_std)
+
+    def _returns(self, indices: list[int]) -> FloatArray:
+        """Where paths come back, (len(indices),); all alike where features say nothing of it."""
+        column = self.classes + RETURN
+        return self.features[indices, column] if column < self.features.shape[1] else np.zeros(len(indices))
 
     def _doubts(self, indices: list[int]) -> FloatArray:
         """How far off scores of paths may be, beside those of paths through a host to the local head; (len(indices),)."""
@@ -158,18 +166,28 @@ services it differs by 1), for paths that are alike, and for each by itself."""
 ERROR_STD = math.sqrt(_OF_CLASS + _OF_NEIGHBOURS + _OF_ITS_OWN)
 
 
-def _errors_kernel(classes: int, others: int) -> Kernel:
-    """Of points whose first columns are their class, the others where they are. With a dozen trainings only variances can be fitted,
-    and what paths share to no less than half: most trained paths are good ones, and they say that scores are hardly ever far off.
+_OF_RETURN = 0.14
+"""The same for paths that come back at one local block: between them it differs by .37 on the table of the first pair."""
+
+
+def _errors_kernel(classes: int, others: int, by_return: bool) -> Kernel:
+    """Of points whose first columns are their class, the next where they come back, the others where they are. With a dozen trainings
+    only variances can be fitted, and what paths share to no less than half: most trained paths are good ones, and they say that scores
+    are hardly ever far off.
     """
     deaf = 1e6  # a length at which a column says nothing
-    of_class = RBF([0.3] * classes + [deaf] * others, "fixed")
-    alike = Matern([deaf] * classes + [1.0] * others, "fixed", nu=2.5)
-    return (
+    of_class = RBF([0.3] * classes + [deaf] * (1 + others), "fixed")
+    alike = Matern([deaf] * (classes + 1) + [1.0] * others, "fixed", nu=2.5)
+    kernel = (
         ConstantKernel(_OF_CLASS, (0.12, 1.0)) * of_class
         + ConstantKernel(_OF_NEIGHBOURS, (0.08, 0.5)) * alike
         + WhiteKernel(_OF_ITS_OWN, (0.04, 0.3))
     )
+    if not by_return:
+        return kernel
+    # Shorter than from one block to the next. Trained paths that all come back at one block say nothing of its variance.
+    of_return = RBF([deaf] * classes + [0.03] + [deaf] * others, "fixed")
+    return kernel + ConstantKernel(_OF_RETURN, "fixed") * of_return
 
 
 def _fit(model: GaussianProcessRegressor, features: FloatArray, values: FloatArray) -> None:
@@ -203,7 +221,7 @@ class QuickMean:
 class ConstantPredictor(Predictor):
     """The comparison every search must beat: each path loses as much as the average one trained so far."""
 
-    def predict(self, measured: Measured, indices: list[int]) -> tuple[FloatArray, FloatArray]:
+    def predict(self, measured: Measured, indices: list[int], *, by_return: bool = False) -> tuple[FloatArray, FloatArray]:
         values = list(measured.finals.values()) or [UNKNOWN_Z]
         spread = float(np.std(values)) if len(values) > 1 else UNKNOWN_STD
         return np.full(len(indices), np.mean(values)), np.full(len(indices), spread)

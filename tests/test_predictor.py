@@ -112,6 +112,18 @@ def test_how_far_scores_are_off_in_one_class_of_paths_says_little_of_another() -
     assert mean[1] < 1.5
 
 
+def test_how_far_scores_are_off_may_say_little_of_paths_that_come_back_elsewhere() -> None:
+    # Columns: class, lout, lin, another. Trained are paths that come back at one block; what least squares lost is what training did.
+    spot = np.tile(np.linspace(0, 0.2, 6), 2)
+    features = np.column_stack([np.zeros(12), np.zeros(12), np.repeat([0.7, 0.85], 6), spot])
+    measured = Measured(dict.fromkeys(range(12), 1.0), dict.fromkeys(range(5), 1.0))
+    model = GaussianProcessPredictor(features, classes=1, seed=0)
+    plain, by_return = model.predict(measured, [5, 11]), model.predict(measured, [5, 11], by_return=True)
+    assert by_return[1][0] == pytest.approx(plain[1][0], rel=0.05)
+    assert by_return[1][1] > 1.2 * plain[1][1]
+    assert np.allclose([plain[0], by_return[0]], 1.0, atol=0.05)
+
+
 def test_a_trained_path_is_what_it_turned_out_to_be_and_leaves_less_doubt_than_the_others() -> None:
     x = np.linspace(0, 1, 11)
     forecasts = {i: 1.0 + 0.1 * (i % 3) for i in range(11)}

@@ -97,6 +97,16 @@ def test_it_ends_where_no_gain_is_expected_but_not_before_its_forecasts_were_tri
     assert searching.stopped_because == "no path left is expected to gain 50"
 
 
+def test_before_it_ends_it_doubts_what_trained_paths_say_of_those_that_come_back_elsewhere() -> None:
+    # Trainings that are expected to gain enough for sure are done at 94 % of the best plan.
+    searching = sampler("gp", Stopping(max_trainings=40, patience=40, epsilon=0.05), screen=24, seed=2)
+    assert list(run(searching))
+    assert searching.stopped_because == "no path left is expected to gain 0.05"
+    assert searching.left is not None
+    assert searching.left.expected_improvement <= 0.05
+    assert searching.objective.value(searching.known) >= 0.97 * BEST
+
+
 @pytest.mark.parametrize("name", GREEDY)
 def test_without_candidates_there_is_nothing_to_ask(name: Name) -> None:
     searching = sampler(name, candidates=[])
