@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.batching import Batcher
+from deployments.batching import BATCHES_A_CALL, Batcher
 from deployments.routes import Refusal
 from deployments.worker import Array
 
@@ -52,26 +52,28 @@ def test_what_comes_while_enough_is_under_way_goes_together_and_everyone_gets_th
     async def scenario() -> None:
         leg = Leg()
         batcher = Batcher(leg, size=8, at_once=2)
-        tasks = await later(*(batcher.run(images(10 * i, 2)) for i in range(10)))
-        assert (leg.sizes, batcher.waiting_images) == ([2, 2], 16)
+        tasks = await later(*(batcher.run(images(10 * i, 2)) for i in range(30)))
+        assert (leg.sizes, batcher.waiting_images) == ([2, 2], 56)
         leg.gate.set()
         for i, answer in enumerate(await asyncio.gather(*tasks)):
             assert np.array_equal(answer, 2 * images(10 * i, 2))
-        assert leg.sizes == [2, 2, 8, 8]
+        assert leg.sizes == [2, 2, *[8 * BATCHES_A_CALL] * 3, 8]
         assert leg.most == 2
 
     asyncio.run(scenario())
 
 
-def test_a_large_request_waits_for_nobody_and_small_ones_are_not_cut() -> None:
+def test_large_requests_wait_in_turn_and_none_is_cut() -> None:
     async def scenario() -> None:
         leg = Leg()
         batcher = Batcher(leg, size=8, at_once=1)
-        tasks = await later(batcher.run(images(0, 3)), batcher.run(images(3, 5)), batcher.run(images(8, 4)), batcher.run(images(0, 100)))
-        assert sorted(leg.sizes) == [3, 100]
+        sizes = (3, 20, 4, 100, 9, 1)
+        tasks = await later(*(batcher.run(images(1000 * i, size)) for i, size in enumerate(sizes)))
+        assert leg.sizes == [3]
         leg.gate.set()
-        await asyncio.gather(*tasks)
-        assert leg.sizes[2:] == [5, 4]
+        for i, answer in enumerate(await asyncio.gather(*tasks)):
+            assert np.array_equal(answer, 2 * images(1000 * i, sizes[i]))
+        assert leg.sizes == [3, 20, 4, 100, 10]
 
     asyncio.run(scenario())
 
@@ -99,8 +101,8 @@ def test_a_refusal_and_an_error_reach_all_of_a_batch_and_the_next_one_is_sent() 
         tasks = await later(*(batcher.run(images(i, 1)) for i in (0, 1, 2, 3, 4)))
         leg.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert leg.sizes == [1, 2, 2]
-        assert [type(answer) for answer in found] == [Refusal, RuntimeError, RuntimeError, Refusal, Refusal]
+        assert leg.sizes == [1, 4]
+        assert [type(answer) for answer in found] == [Refusal, *[RuntimeError] * 4]
 
     asyncio.run(scenario())
 
