@@ -123,7 +123,9 @@ def draw(table: pd.DataFrame, bound: float, deadline_ms: float, file: Path) -> N
     for axes in (above, middle, below):
         axes.axvline(1.0, color="grey", linewidth=0.8)
         axes.axvline(bound, color="black", linewidth=0.8, linestyle="--")
-    below.annotate("plan, closed loop", (bound, below.get_ylim()[1] * 0.8), fontsize=9)
+    below.annotate("plan, closed loop ", (bound, below.get_ylim()[1] * 0.8), ha="right", fontsize=9)
+    if (table.answered == 1).all():
+        below.annotate("every request was answered", (0.5, 0.4), xycoords="axes fraction", ha="center", fontsize=9)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
