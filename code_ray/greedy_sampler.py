@@ -292,6 +292,6 @@ class GreedySampler(Sampler):
 
     def _unscored(self, group: Sequence[int]) -> list[int]:
         """Members of a group that may be scored now."""
-        closed = {*self._forecasts, *self.trained, *self._dropped, *(p.path for p in self._pending)}
-        free = [i for i in group if self.candidates[i].path not in closed]
+        closed = (self._forecasts, self.trained, self._dropped, {p.path for p in self._pending})
+        free = [i for i in group if not any(self.candidates[i].path in paths for paths in closed)]
         return free if self._scores_left > 0 else []

@@ -98,11 +98,11 @@ def test_a_refusal_and_an_error_reach_all_of_a_batch_and_the_next_one_is_sent() 
     async def scenario() -> None:
         leg = Leg(fail)
         batcher = Batcher(leg, size=2, at_once=1)
-        tasks = await later(*(batcher.run(images(i, 1)) for i in (0, 1, 2, 3, 4)))
+        tasks = await later(*(batcher.run(images(i, 1)) for i in range(9)))
         leg.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert leg.sizes == [1, 4]
-        assert [type(answer) for answer in found] == [Refusal, *[RuntimeError] * 4]
+        assert leg.sizes == [1, 4, 4]
+        assert [type(answer) for answer in found] == [Refusal, *[RuntimeError] * 4, *[Refusal] * 4]
 
     asyncio.run(scenario())
 
