@@ -1,6 +1,6 @@
 """What it costs to train links with the host as a party of its own, and what crosses: one process, then a host in an actor of Ray.
 
-python -m benchmarks.split_training [--out runs/bench]      writes split_training.csv
+python -m benchmarks.split_training [--out runs/bench]      writes split_training.csv; ten minutes
 
 Local service ``alexnet-digits``, host ``alexnet-fashion``, both in float32, entry links at random: no image is shown to the host.
 """
@@ -34,10 +34,10 @@ from search.parties import RemoteParty
 LOCAL, HOST, MODE = "alexnet-digits", "alexnet-fashion", ExecutionMode(channels_last=True)
 KINDS: dict[str, tuple[tuple[int, ...], int, int]] = {
     "cross, last link": ((1, 2, 4, 5), 200, 0),
-    "cross, all links": ((2, 2, 4, 5), 0, 200),
-    "cross, late": ((3, 3, 4, 5), 0, 200),
-    "cross of raw images": ((0, 1, 3, 4), 0, 200),
-    "probe": ((1, 2, 4), 0, 200),
+    "cross, all links": ((2, 2, 4, 5), 0, 100),
+    "cross, late": ((3, 3, 4, 5), 0, 100),
+    "cross of raw images": ((0, 1, 3, 4), 0, 100),
+    "probe": ((1, 2, 4), 0, 100),
 }
 """Paths and how many batches train their last link alone, then all of them. Each leaves the local service elsewhere than the one before: what
 the host has received is of no use."""
@@ -87,6 +87,7 @@ def _compared(services: Mapping[str, Service], data: DataSet, path: InferencePat
             per_sample = [(after - b) for after, b in zip((training.traffic.sent, training.traffic.received), before, strict=True)]
             accuracy = training.accuracy("validation")
             seconds[side].append(time.perf_counter() - started)
+            print(f"  {path}, {side}: {seconds[side][-1]:.1f} s", flush=True)
             samples = (recipe.total_steps - 1) * recipe.batch_size
             if parties and not crossed:
                 crossed = {

@@ -104,7 +104,7 @@ def two_nodes() -> Iterator[None]:
             yield
             for node in reversed(nodes):
                 node.terminate()
-                node.wait(30)
+                node.wait(90)  # Ray drains a node for up to 30 s before it ends what runs there
     finally:
         for node in nodes:
             if node.poll() is None:

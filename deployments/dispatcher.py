@@ -215,7 +215,8 @@ class Dispatcher:
     async def _call(self, service: str, route: Route, images: Array) -> Array | Refusal:
         self._metrics.batched(service, route, len(images))
         if not route.branches:
-            result: Array | Refusal = await self._over(route.hops, images)
+            largest = max(images.nbytes, len(images) * route.largest_message(self._providers.reports))
+            result: Array | Refusal = await self._over(route.hops, images, by_reference=largest > SMALL)
             return result
         # Of a trunk's end references alone come here: each service's provider fetches its own.
         made = await self._over(route.hops, images) if route.hops else [ray.put(packed(images, SMALL))] * len(route.branches)
@@ -226,12 +227,12 @@ class Dispatcher:
         refused = next((answer for answer in answers if isinstance(answer, Refusal)), None)
         return np.concatenate(answers, axis=1) if refused is None else refused
 
-    async def _over(self, hops: Sequence[Hop], value: Any) -> Any:
+    async def _over(self, hops: Sequence[Hop], value: Any, by_reference: bool = True) -> Any:
         """What comes of ``value`` behind some hops: logits, references where a trunk ends, or a refusal."""
         value = packed(value, SMALL)
         for hop in hops:
-            # The answer of one leg goes to the next by reference, not through this process.
-            value = self._providers.handle(hop.provider).run.remote(hop.key, value)
+            # The answer of one leg goes to the next by reference, not through this process, unless it is small.
+            value = self._providers.handle(hop.provider, by_reference).run.remote(hop.key, value)
         return unpacked(await value)
 
     def _put_in_force(self, plan: Plan) -> PlanInForce:

@@ -30,12 +30,19 @@ class KnownProviders:
         self.reports: Mapping[str, ProviderReport] = {}
         self._before: Mapping[str, ProviderReport] = {}
         self._handles = handles
+        self._referring: dict[str, DeploymentHandle[Any]] = {}
         self._missed = dict.fromkeys(self.names, 0)
         self._waits: dict[str, set[asyncio.Timeout]] = {name: set() for name in self.names}
 
-    def handle(self, name: str) -> DeploymentHandle[Any]:
-        """Of a provider that was found at least once."""
-        return self._handles[name]
+    def handle(self, name: str, by_reference: bool = False) -> DeploymentHandle[Any]:
+        """Of a provider that was found at least once. ``by_reference``: whatever Serve does by default (in the throughput profile it
+        sends values, of 4 MB at most, and what one leg makes for the next comes through the router), messages stay in the object store.
+        """
+        if not by_reference:
+            return self._handles[name]
+        if name not in self._referring:
+            self._referring[name] = self._handles[name].options(_by_reference=True)
+        return self._referring[name]
 
     def is_there(self, name: str) -> bool:
         """Whether a provider can be called: a server that is busy may miss one question, one that is gone misses all."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import statistics
 import time
 import uuid
@@ -28,8 +27,7 @@ logger = logging.getLogger("ray.serve")
 TINY_CALLS = 5
 LEAST_BYTES = 128 << 10
 """Smaller messages take another way through Ray than activations do."""
-# The throughput profile sends messages by value, up to 4 MB unless the operator raised that.
-MOST_BYTES = (2 << 20) if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else (32 << 20)
+MOST_BYTES = 32 << 20
 LONG_S = 0.3
 """Beside this what a call takes whatever it carries is little: more bytes would say no more."""
 CALL_DEADLINE_S = 10.0
@@ -78,7 +76,7 @@ class NetworkWatch:
     async def _measure(self, edge: Edge, key: Edge, network: Network) -> None:
         # At each end the router itself, or a provider that is there.
         some_at = {place: provider for provider, place in network.places.items() if place != network.home}
-        sender, receiver = (self._providers.handle(some_at[place]) if place in some_at else None for place in edge)
+        sender, receiver = (self._providers.handle(some_at[place], by_reference=True) if place in some_at else None for place in edge)
 
         async def send(size: int) -> None:
             # As hops do: what a provider made goes to the next one by reference.

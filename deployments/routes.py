@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -117,6 +118,13 @@ class Route:
         """Whether every leg is up."""
         hops = (hop for hops in (self.called, *self.rerun_ways) for hop in hops)
         return all(hop.provider in reports and hop.key in reports[hop.provider].legs for hop in hops)
+
+    def largest_message(self, reports: Mapping[str, ProviderReport]) -> float:
+        """Bytes an image of what a leg takes or hands on, where that is most; infinite of a route that is not up."""
+        if not self.is_hosted(reports):
+            return math.inf
+        legs = (reports[hop.provider].legs[hop.key] for hop in self.called)
+        return max(size for leg in legs for size in (leg.in_bytes, leg.out_bytes))
 
     def cost(self, reports: Mapping[str, ProviderReport], network: Network = ONE_PLACE) -> PathCost:
         """Measured seconds per image by provider, and bytes by edge of the network."""

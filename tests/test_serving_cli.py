@@ -1,15 +1,17 @@
 """The command line: ``serve run`` of one application, and of one per provider; what imports build; the shipped configuration."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from ray.serve import Application
@@ -25,6 +27,11 @@ from deployments.stores import open_plan
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "deployments/serve_config.yaml"
+
+
+MANY = 512
+MOST_BY_VALUE = 4 << 20
+"""Bytes of a message that Serve sends by value where it does so, which the throughput profile would."""
 
 
 def small() -> dict[str, Any]:
@@ -55,10 +62,16 @@ def config_file(served_run: Run, tmp_path: Path) -> Path:
     return file
 
 
+PROFILES: dict[str, dict[str, str]] = {
+    "default": {},
+    "throughput": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+}
+
+
 @contextmanager
-def serve_run(config_file: Path, log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(config_file: Path, log_file: Path, profile: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """``serve run`` on a Ray of its own, ended as by Ctrl-C."""
-    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", **profile}
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | settings
     command = [str(Path(sys.executable).parent / "serve"), "run", "--address", "local", str(config_file)]
     with log_file.open("wb") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:
@@ -72,13 +85,16 @@ def serve_run(config_file: Path, log_file: Path) -> Iterator[subprocess.Popen[by
                 process.kill()
 
 
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_serve_run_serves_a_plan_whole_and_provider_by_provider(
-    config_file: Path, served_run: Run, digits: DataSet, tmp_path: Path
+    config_file: Path, served_run: Run, digits: DataSet, tmp_path: Path, profile: dict[str, str]
 ) -> None:
     port = yaml.safe_load(config_file.read_text())["http_options"]["port"]
-    images, cross = digits.test.images[:BATCH], served_run.id_of("cross")
+    images, cross = np.resize(digits.test.images, (MANY, *digits.test.images.shape[1:])), served_run.id_of("cross")
+    left_at = served_run.services[LOCAL].boundaries[served_run.paths["cross"].lout].shape
+    assert MANY * math.prod(left_at) * 4 > MOST_BY_VALUE
     log_file = tmp_path / "log"
-    with serve_run(config_file, log_file) as process:
+    with serve_run(config_file, log_file, profile) as process:
         for prefix in ("", "/whole"):
             with Client(f"http://127.0.0.1:{port}{prefix}", timeout_s=120) as client:
                 end = time.monotonic() + 120
