@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from serving import BATCH, LOCAL, Run, free_port, relative_difference
 
 import deployments
+from benchmarks.serving.processes import PROFILES
 from code_ray.client import Client
 from code_ray.data import DataSet
 from deployments.config import DEFAULT_RUN_DIR
@@ -60,12 +61,6 @@ def config_file(served_run: Run, tmp_path: Path) -> Path:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-PROFILES: dict[str, dict[str, str]] = {
-    "default": {},
-    "throughput": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-}
 
 
 @contextmanager

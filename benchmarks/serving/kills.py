@@ -1,6 +1,6 @@
 """Servers killed under load, again and again: no client loses an answer.
 
-python -m benchmarks.serving.kills [--kills 10] [--out runs/bench]      writes kills.csv
+python -m benchmarks.serving.kills [--kills 10] [--profile default|throughput] [--out runs/bench]      writes kills.csv
 
 The shipped plan on three nodes of one machine: two routers on the head, a node for each provider. Eight clients send requests of 32
 images with the client library's retries; a replica is killed by SIGKILL, a node by the loss of all its processes. Without the local
@@ -28,7 +28,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from benchmarks.serving.processes import replica_ids
+from benchmarks.serving.processes import PROFILES, replica_ids
 from code_ray.client import RETRIES, AsyncClient, Client
 from code_ray.data import load_data
 from code_ray.errors import RequestError
@@ -83,8 +83,10 @@ def main() -> int:
     """0 where no client lost an answer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--profile", choices=PROFILES, default="default")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
+    os.environ |= PROFILES[options.profile]
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
     local = plan.placement[plan.local]
     (host,) = set(plan.placement.values()) - {local}

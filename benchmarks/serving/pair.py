@@ -1,6 +1,7 @@
 """The pair beside its bound and beside what a user would do instead, each at its own best batch size, alternating in one run.
 
-python -m benchmarks.serving.pair [--run-dir DIR] [--rounds 5] [--out runs/bench]      writes pair.csv, pair_rounds.csv, pair.png
+python -m benchmarks.serving.pair [--profile throughput|default] [--run-dir DIR] [--rounds 5] [--out runs/bench]
+writes pair.csv, pair_rounds.csv, pair.png
 
 Arms: the original, the best plan without a host, the pair (this project, through HTTP); one deployment of plain Ray Serve behind
 FastAPI, with and without ``@serve.batch``; LitServe; a full replica of the model on the second core; bare torch on one core. All of
@@ -26,6 +27,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -33,7 +35,7 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.serving.lit_serve import Running, lit_serve
 from benchmarks.serving.memory import own_bytes
 from benchmarks.serving.plain_serve import Plain, batched_app, plain_app
-from benchmarks.serving.processes import family, process_ids, replica_ids
+from benchmarks.serving.processes import PROFILES, family, process_ids, proxy_ids, replica_ids
 from code_ray.artifact import RunDirectory
 from code_ray.data import Split, load_data
 from code_ray.plan import Plan, read_plan
@@ -88,10 +90,13 @@ class LitLoad(PlainLoad):
 def main() -> None:
     """Load all arms in turn and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=PROFILES, default="throughput", help="of all that Ray serves")
     parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
+    os.environ |= PROFILES[options.profile]
+    torch.set_num_threads(1)
     plan = read_plan(RunDirectory.open(options.run_dir).plan_file)
     best = best_execution(get_service(plan.local))
     say(f"{plan.local}: {1e3 * best.seconds:.2f} ms an image in {best.mode}, batches of {best.batch_size}")
@@ -174,7 +179,7 @@ def servers(arm: str, plan: Plan, lit: Running) -> set[int]:
 
 def cpu_seconds(arm: str, plan: Plan, lit: Running) -> dict[str, float]:
     """CPU seconds so far of client, proxy, router and servers."""
-    groups = {"client": {os.getpid()}, "proxy": process_ids("ray::ProxyActor"), "servers": servers(arm, plan, lit)}
+    groups = {"client": {os.getpid()}, "proxy": proxy_ids(), "servers": servers(arm, plan, lit)}
     groups["router"] = replica_ids("router") if arm in OURS else set()
     return {name: sum(map(_cpu, processes)) for name, processes in groups.items()}
 

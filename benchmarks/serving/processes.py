@@ -1,9 +1,15 @@
-"""The processes of the Ray that this one has started, found in /proc."""
+"""How this process starts a Ray, and the processes of it, found in /proc."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+PROFILES: dict[str, dict[str, str]] = {
+    "default": {},
+    "throughput": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+}
+"""Environments to start Ray in (docs/serving.md)."""
 
 
 def process_ids(title: str) -> set[int]:
@@ -14,6 +20,12 @@ def process_ids(title: str) -> set[int]:
 def replica_ids(deployment: str, application: str = "default") -> set[int]:
     """Process ids of a deployment's replicas."""
     return process_ids(f"ray::ServeReplica:{application}:{deployment}")
+
+
+def proxy_ids() -> set[int]:
+    """Process ids of Serve's proxies, HAProxy among them."""
+    haproxies = {process for process in family(os.getpid()) if Path(_command(process).split(b"\0")[0].decode()).name == "haproxy"}
+    return process_ids("ray::ProxyActor") | haproxies
 
 
 def family(parent: int) -> set[int]:

@@ -32,6 +32,7 @@ from matplotlib import pyplot as plt
 from ray import serve
 
 from benchmarks.serving.plain_serve import batched_app, plain_app
+from benchmarks.serving.processes import PROFILES
 from code_ray.data import load_data
 from code_ray.path import original_path
 from code_ray.plan import Plan, PlannedPath
@@ -44,7 +45,6 @@ from deployments.config import AppOptions
 from examples.demo import free_port, say
 from examples.load import Images
 
-THROUGHPUT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 ARMS = ("code_ray, throughput profile", "code_ray, default profile", "Ray Serve + FastAPI", "Ray Serve + @serve.batch")
 CLIENTS = 64
 SECONDS, WARM_UP_S = 5.0, 1.0
@@ -122,7 +122,7 @@ def original_alone(service: Service, root: Path) -> Path:
 @contextmanager
 def child(arm: str, service: str) -> Iterator[str]:
     """An arm in a process of its own; yields its URL."""
-    flags = THROUGHPUT if "throughput" in arm else {}
+    flags = PROFILES["throughput" if "throughput" in arm else "default"]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", **flags}
     command = [sys.executable, "-m", "benchmarks.serving.single_image", "--serve", arm, "--service", service]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
