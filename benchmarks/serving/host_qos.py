@@ -35,7 +35,7 @@ from examples.demo import deployed, say
 from examples.load import Images
 
 LOADS = (0.5, 0.8)
-SECONDS, WARM_UP_S = 10.0, 5.0
+SECONDS, WARM_UP_S = 20.0, 5.0
 IMAGES = 32
 SURGE_S, BACK_S = 2.0, 0.1
 DEMAND = 2.5
