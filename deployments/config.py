@@ -42,7 +42,7 @@ class ProviderOptions(_Options):
     burst_s: float = Field(0.5, gt=0)
     max_queue_s: float = Field(10.0, gt=0)
     guest_slice_s: float = Field(0.02, gt=0)
-    guest_share_of_wait: float = Field(0.1, gt=0)
+    guest_share_of_wait: float = Field(0.06, gt=0)
     guest_wait_s: float = Field(0.5, gt=0)
 
     @property
