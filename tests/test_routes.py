@@ -1,5 +1,8 @@
 """From a plan to hops and rates (DESIGN 2.3, 3.5)."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from code_ray.errors import ConfigError, PlanError, RequestError
@@ -109,6 +112,16 @@ def test_a_route_is_up_when_every_leg_is(provider: str, key: str) -> None:
     assert route.is_hosted(reports(SECONDS))
     assert not route.is_hosted(without(provider, key))
     assert not route.is_hosted({name: r for name, r in reports(SECONDS).items() if name != provider})
+
+
+def test_the_largest_message_of_a_route_is_what_a_leg_takes_or_hands_on_and_unknown_where_it_is_not_up() -> None:
+    found = reports(SECONDS)
+    route = ROUTES["tiny"]["c1"]
+    legs = {"c1:0": LegReport(0.002, 32, 784, 6272), "c1:1": LegReport(0.005, 32, 6272, 2048), "c1:2": LegReport(0.001, 32, 2048, 40)}
+    up = {name: replace(report, legs={key: legs.get(key, leg) for key, leg in report.legs.items()}) for name, report in found.items()}
+    assert route.largest_message(up) == 6272
+    assert ROUTES["tiny"]["original"].largest_message(up) == 0
+    assert route.largest_message(without("away", "c1:1")) == math.inf
 
 
 def test_rates_solve_the_programme_with_the_times_of_the_spot() -> None:
