@@ -35,12 +35,13 @@ HEAD_GRID = 4
 """Maps are pooled to so many cells a side before the linear layer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SmallNetwork:
-    """A distilled network: seconds an image on one core at its best batch size, what it answers to the validation images, (n, classes),
+    """A distilled network, seconds an image on one core at its best batch size, what it answers to the validation images, (n, classes),
     and what it took to make.
     """
 
+    network: nn.Module
     seconds: float
     logits: npt.NDArray[np.float32]
     parameters: int
@@ -90,7 +91,7 @@ def distil(trainer: Trainer, channels: int, seed: int, epochs: int = EPOCHS) -> 
     seconds, _ = fastest_size(partial(time_modules, [network], service.boundaries[0], mode), BATCH_SIZES)
     torch.set_num_threads(threads)
     logits = _answers(LegRunner([network], mode), service, trainer.data.validation)
-    return SmallNetwork(seconds, logits, sum(p.numel() for p in network.parameters()), spent)
+    return SmallNetwork(network, seconds, logits, sum(p.numel() for p in network.parameters()), spent)
 
 
 def _answers(runner: LegRunner, service: Service, split: Split) -> npt.NDArray[np.float32]:

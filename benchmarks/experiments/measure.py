@@ -19,7 +19,7 @@ from benchmarks.jobs import Job, JobTrial, Record
 from code_ray.blocks import ExecutionMode
 from code_ray.controls import RANDOM_SUFFIX, random_host
 from code_ray.data import DataSet, Split, load_data
-from code_ray.distillation import distil
+from code_ray.distillation import SmallNetwork, distil
 from code_ray.gating import confidence
 from code_ray.path import InferencePath, original_path, parse_path
 from code_ray.profiling import measure_profile, supports_bf16, time_modules
@@ -47,26 +47,25 @@ class Worker:
         self._trainer: tuple[tuple[int, float], Trainer] | None = None
         self._randoms: dict[int, list[Service]] = {}
         self._activations: Any = None
-        self._chosen = self._original_classes()
+        self.chosen = self._original_classes()
 
     def run(self, job: Job) -> list[Record]:
         """The records of a job."""
         if job["kind"] == "original":
-            parts = {"validation": self.data.validation, "test": self.data.test}
-            return [{"record": "original"} | {f"accuracy_{n}": float((self._chosen[n] == s.labels).mean()) for n, s in parts.items()}]
+            return [{"record": "original"} | {f"accuracy_{split}": self.accuracy(split) for split in ("validation", "test")}]
         if job["kind"] == "time":
             return self._times(job["seed"])
         if job["kind"] == "rival":
             return [{"record": "rival", "name": job["name"], "seed": job["seed"], **self._rival(job["name"], job["seed"])}]
-        trainer = self._trainer_of(job["seed"], job["scale"])
+        trainer = self.trainer_of(job["seed"], job["scale"])
         return [self._train(trainer, parse_path(path, self.sample.blocks), job["seed"], job["scale"]) for path in job["paths"]]
 
     def _new_trainer(self, services: dict[str, Service], recipe: Recipe, data: DataSet | None = None) -> Trainer:
         placement = {name: name.removesuffix(RANDOM_SUFFIX) for name in services}
         return Trainer(services, self.config.local, data or self.data, placement, lambda _: self.mode, recipe)
 
-    def _trainer_of(self, seed: int, scale: float) -> Trainer:
-        """Random hosts draw other weights at every seed."""
+    def trainer_of(self, seed: int, scale: float) -> Trainer:
+        """By the recipe, at a scale of its learning rate. Random hosts draw other weights at every seed."""
         if self._trainer is None or self._trainer[0] != (seed, scale):
             images, config = self.data.train.images[:CALIBRATION_IMAGES], self.config
             hosts = [config.random, *([config.other.host] if config.other else [])]
@@ -98,7 +97,7 @@ class Worker:
         row: Record = {}
         for percent in RERUN_PERCENT:
             again = confidence(logits["test"]) < np.quantile(confidence(logits["validation"]), percent / 100)
-            chosen = np.where(again, self._chosen["test"], logits["test"].argmax(1))
+            chosen = np.where(again, self.chosen["test"], logits["test"].argmax(1))
             row[f"gated_{percent}"] = float((chosen == self.data.test.labels).mean())
             row[f"rerun_{percent}"] = float(again.mean())
         return row
@@ -128,18 +127,25 @@ class Worker:
             mode = ExecutionMode("float32", channels_last=True)
             seconds = min(time_modules(list(local.blocks), local.boundaries[0], mode, size) for size in BATCH_SIZES)
             return {"tau_local_ms": 1e3 * seconds}
-        recipe = self.config.recipe.model_copy(update={"samples": self.config.rival_samples})
-        # It answers one split: both parts of this one are asked together, and nothing is chosen by either.
-        parts = (self.data.validation, self.data.test)
-        asked = Split(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels", "indices")))
-        trainer = self._new_trainer({local.name: local}, recipe, replace(self.data, validation=asked))
-        network = distil(trainer, int(name.rpartition("-")[2]), seed)
+        network = self.distilled(int(name.rpartition("-")[2]), seed)
         cut = len(self.data.validation)
         logits = {"validation": network.logits[:cut], "test": network.logits[cut:]}
         row: Record = {"seconds": network.training_seconds, "tau_local_ms": 1e3 * network.seconds, "parameters": network.parameters}
         for split, answers in logits.items():
             row[f"accuracy_{split}"] = float((answers.argmax(1) == getattr(self.data, split).labels).mean())
         return row | self._gated(logits)
+
+    def distilled(self, channels: int, seed: int) -> SmallNetwork:
+        """A small network of the local service's, which answers the validation images and then the test images."""
+        local, recipe = self.services[self.config.local], self.config.recipe.model_copy(update={"samples": self.config.rival_samples})
+        # It answers one split: both parts of this one are asked together, and nothing is chosen by either.
+        parts = (self.data.validation, self.data.test)
+        asked = Split(*(np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels", "indices")))
+        return distil(self._new_trainer({local.name: local}, recipe, replace(self.data, validation=asked)), channels, seed)
+
+    def accuracy(self, split: str) -> float:
+        """Of the original, a fraction."""
+        return float((self.chosen[split] == getattr(self.data, split).labels).mean())
 
 
 @lru_cache(maxsize=1)

@@ -62,12 +62,22 @@ def _lines(readings: Readings, selection: Selection | None, config: Experiments)
             "Every cross of the AlexNet pair, lout >= 1 among them, from the same table as experiment 4 (float32, another machine's times):"
         ]
         lines += ["", *points.table_exits(selection), ""]
-    lines += ["## What a user would do instead", ""]
-    lines += [
-        f"For `{config.local}`, by the model: throughput relative to the original's on one core, the pair with kappa = 1 and the best path of the sample. Arms measured"
-    ]
-    lines[-1] += " live, through HTTP, are those of `fashion-cnn` and EfficientNet in the README; for this service there are none yet."
+    lines += ["## What a user would do instead", "", _rivals_words(readings)]
     return [*lines, "", *rivals_table(readings)]
+
+
+def _rivals_words(readings: Readings) -> str:
+    words = (
+        f"For `{readings.sample.config.local}`. *By the model*: throughput relative to the original's on one core, the pair with kappa = 1 and"
+        " the best path of the sample. *Live*: "
+    )
+    if not (live := readings.lives.get("original")):
+        return f"{words}not measured yet (`{COMMAND}.live`)."
+    return (
+        f"{words}through HTTP (`{COMMAND}.live`), in {live.count} rounds, each relative to the original in the same round; the original and its"
+        " paths by this project, what is no path by plain Ray Serve, one core a server. The pair's two cores are those of the clients and of"
+        " HTTP too, which bounds what takes next to no time."
+    )
 
 
 def _head(readings: Readings) -> list[str]:

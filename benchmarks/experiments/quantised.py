@@ -21,8 +21,7 @@ BATCH_SIZES = (32, 64)
 def int8_rival(service: Service, data: DataSet, seed: int) -> Record:
     """Weights by channel, activations by tensor, ranges from 256 training images drawn by ``seed``: accuracy, and ms an image."""
     started = time.monotonic()
-    drawn = np.random.default_rng(seed).choice(len(data.train), CALIBRATION_IMAGES, replace=False)
-    model = quantise(nn.Sequential(*service.blocks), service.preprocess(data.train.images[drawn]))
+    model = calibrated(service, data, seed)
     row: Record = {"seconds": time.monotonic() - started}
     for name, split in (("validation", data.validation), ("test", data.test)):
         with torch.inference_mode():
@@ -34,6 +33,12 @@ def int8_rival(service: Service, data: DataSet, seed: int) -> Record:
         with torch.inference_mode():
             times.append(median_seconds(lambda batch=batch: model(batch)) / size)  # type: ignore[misc]
     return {**row, "tau_local_ms": 1e3 * min(times)}
+
+
+def calibrated(service: Service, data: DataSet, seed: int) -> nn.Module:
+    """The whole service in int8, floats (n, *in_shape) to logits, with ranges from training images drawn by ``seed``."""
+    drawn = np.random.default_rng(seed).choice(len(data.train), CALIBRATION_IMAGES, replace=False)
+    return quantise(nn.Sequential(*service.blocks), service.preprocess(data.train.images[drawn]))
 
 
 def quantise(model: nn.Module, images: torch.Tensor) -> nn.Module:

@@ -17,6 +17,8 @@ from benchmarks.jobs import Record
 from code_ray.controls import RANDOM_SUFFIX
 from code_ray.path import InferencePath
 
+LIVE_FILE = "live.csv"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -51,12 +53,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """What was measured, by path."""
+    """What was measured, by path; ``lives``: images a second over the original's, by arm, round by round."""
 
     results: Results
     sample: Sample
     parameters: pd.DataFrame
     services: pd.DataFrame
+    lives: Mapping[str, Reading]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -125,4 +128,13 @@ def read_readings(config: Experiments, tables: Path, known: Sequence[Record]) ->
     services = pd.read_csv(tables / "services.csv", index_col="name")
     sample = Sample(config, {str(name): int(blocks) for name, blocks in services.blocks.items()})
     parameters = pd.read_csv(tables / "parameters.csv", index_col="path")
-    return Readings(Results([*known, *read_results(tables)]), sample, parameters, services)
+    return Readings(Results([*known, *read_results(tables)]), sample, parameters, services, read_lives(tables / LIVE_FILE))
+
+
+def read_lives(file: Path) -> dict[str, Reading]:
+    """Each live arm's images a second over the original's in the same round; nothing where none was measured."""
+    if not file.exists():
+        return {}
+    rates = pd.read_csv(file).pivot(index="round", columns="arm", values="images_per_second")
+    ratios = {str(arm): (rates[arm] / rates["original"]).dropna() for arm in rates}
+    return {arm: Reading(dict(enumerate(some)), len(some)) for arm, some in ratios.items()}

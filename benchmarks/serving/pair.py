@@ -34,7 +34,7 @@ from ray.serve.handle import DeploymentHandle
 
 from benchmarks.serving.lit_serve import Running, lit_serve
 from benchmarks.serving.memory import own_bytes
-from benchmarks.serving.plain_serve import Plain, batched_app, plain_app
+from benchmarks.serving.plain_serve import batched_app, plain_app
 from benchmarks.serving.processes import PROFILES, family, process_ids, proxy_ids, replica_ids
 from code_ray.artifact import RunDirectory
 from code_ray.data import Split, load_data
@@ -120,8 +120,7 @@ def everything(run_dir: Path, plan: Plan, best: Execution) -> Iterator[str]:
     with serve_up(num_cpus=8) as url:
         serve.run(plain_app(plan.local, best), name="plain", route_prefix="/plain")
         serve.run(batched_app(plan.local, best), name="batched", route_prefix="/batched")
-        deployment: serve.Deployment = Plain  # type: ignore[assignment]
-        serve.run(deployment.options(num_replicas=2).bind(plan.local, best), name="replica", route_prefix="/replica")
+        serve.run(plain_app(plan.local, best, num_replicas=2), name="replica", route_prefix="/replica")
         serve.run(build_app(AppOptions(run_dir=run_dir, router=RouterOptions(steering="plan"))), route_prefix="/")
         yield url
 

@@ -66,10 +66,10 @@ class Batched:
         return Response(await self._together(await request.body()))
 
 
-def plain_app(service: str, best: Execution) -> Application:
+def plain_app(service: str, best: Execution, num_replicas: int = 1) -> Application:
     """Without batching."""
     deployment: serve.Deployment = Plain  # type: ignore[assignment]
-    return deployment.bind(service, best)
+    return deployment.options(num_replicas=num_replicas).bind(service, best)
 
 
 def batched_app(service: str, best: Execution) -> Application:
