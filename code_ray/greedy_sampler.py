@@ -169,7 +169,8 @@ class GreedySampler(Sampler):
         good = self._accuracies(mean - 1.96 * std)
         bound = self.objective.values_with(self.known, [self.candidates[i] for i in open_indices], good[None])
         others = 0 if self._wide is None else self._wide.faster - len(self.candidates)
-        return Left(len(open_indices) + others, float(self._gains(open_indices, mean, std, self.known).max()), float(bound.max()))
+        gain = self._gains(open_indices, mean, std, self.known).max()
+        return Left(len(open_indices) + others, self.objective.value(self.known), float(gain), float(bound.max()))
 
     def _consider(self, candidates: Sequence[Candidate]) -> None:
         super()._consider(candidates)

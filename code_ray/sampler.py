@@ -43,11 +43,12 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Left:
-    """What is left when a search ends: how many paths, the largest gain of the objective expected from training one of them,
-    and the largest value a plan with one of them would have if the path came out at the good end of its 95 % interval.
+    """What is left when a search ends: how many paths, the objective's value by then, its largest gain expected from training one of
+    them, and the largest value with one of them if that path came out at the good end of its 95 % interval.
     """
 
     paths: int
+    value: float
     expected_improvement: float
     bound: float
 

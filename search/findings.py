@@ -121,9 +121,10 @@ def left(findings: Findings) -> str:
         return "no path" if findings.forecasts else f"not known: the sampler {findings.config.sampler!r} forecasts nothing"
     gain = rest["expected_improvement"]
     return (
-        f"{rest['paths']} paths that were not trained. The most that training one of them is expected to add is "
-        f"{'less than 0.0001' if gain < 0.0001 else f'{gain:.4f}'} {unit}; at the good end of its 95 % interval one of them would bring "
-        f"the plan to {rest['bound']:.2f} {unit}"
+        f"{rest['paths']} paths that were not trained. Where the search ended, before any path was trained longer, the plan stood at "
+        f"{rest['value']:.2f} {unit}. The most that training one more was expected to add is "
+        f"{'less than 0.0001' if gain < 0.0001 else f'{gain:.4f}'}; at the good end of its 95 % interval one would have brought the plan "
+        f"to {rest['bound']:.2f}"
     )
 
 

@@ -73,7 +73,7 @@ def result() -> dict[str, Any]:
         "objective": "plan",
         "seed": 7,
         "stopped_because": "no path left is expected to gain 0.01",
-        "left": {"paths": 41, "expected_improvement": 0.0042, "bound": 1.77},
+        "left": {"paths": 41, "value": 1.7, "expected_improvement": 0.0042, "bound": 1.77},
         "forecast_coverage": {"nominal": 0.95, "share_inside": 2 / 3, "trainings": 3},
         "verdict": "the plan serves 1.62 times the original at 2.21 points average-accuracy loss (validation)",
     }

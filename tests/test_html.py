@@ -65,8 +65,9 @@ def page_of(findings: Findings = FINDINGS, config: dict[str, Any] | None = None,
         "55 paths, 44 of them",
         "no path left is expected to gain 0.01",
         "41 paths that were not trained",
-        "0.0042 times the original",
-        "the plan to 1.77 times the original",
+        "the plan stood at 1.70 times the original",
+        "was expected to add is 0.0042; at the good end",
+        "the plan to 1.77",
         "6 trainings to the end (controls and confirmation included; 0 of them longer), 1 stopped at a rung, 24 paths scored without training; 67 s",
         "takes 43 % of the busiest host's server",
         "2.34 ± 0.45 points (95 % interval) on test images",
@@ -256,7 +257,7 @@ def test_the_papers_objective_is_named_with_its_parameters_and_rewards() -> None
     assert "F = xi(A) (Th / Th0)^1 of the original and one path, steepness 8, A_min 0.7 points below the original" in text
     assert "F = 0.810, 0.514 for the original alone" in text
     assert "rates are solved again within the loss limit of 2.3 points" in text
-    assert "the plan to 1.77 of F" in text
+    assert "the plan stood at 1.70 of F" in text
 
 
 def test_what_is_not_known_is_a_dash() -> None:

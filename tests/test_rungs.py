@@ -230,6 +230,7 @@ def test_what_is_left_counts_all_that_was_not_trained_and_bounds_what_it_could_a
         assert left.paths == len(CANDIDATES) - 8
         assert left.bound >= 0.98 * truth  # the good end of a range: a path may still be better
         assert left.expected_improvement >= 0
+        assert left.value == PLAN.value(searching.known)
 
 
 def test_a_search_that_ends_for_lack_of_hope_leaves_less_than_epsilon() -> None:

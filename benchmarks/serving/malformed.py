@@ -1,6 +1,6 @@
 """Ten thousand requests that are not what they should be, over real HTTP and bare sockets.
 
-python -m benchmarks.serving.malformed [--requests 10000] [--seed 0]
+python -m benchmarks.serving.malformed [--requests 10000] [--seed 0] [--profile default|throughput]
 
 A client's fault is answered by a 4xx status, no process of the server dies, and after each hundred a good request is answered.
 """
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import socket
 import sys
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from benchmarks.serving.processes import process_ids
+from benchmarks.serving.processes import PROFILES, process_ids, proxy_ids
 from code_ray.client import Client
 from code_ray.data import load_data
 from code_ray.framing import HEADER_LENGTH
@@ -281,14 +282,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", choices=PROFILES, default="default")
     options = parser.parse_args()
+    os.environ |= PROFILES[options.profile]
     service, images = read_plan(DEFAULT_RUN_DIR / "plan.json").local, load_data("fashion-mnist").test.images[:2]
     with deployed(DEFAULT_RUN_DIR) as url:
-        before = process_ids("ray::ServeReplica") | process_ids("ray::ProxyActor")
+        before = process_ids("ray::ServeReplica") | proxy_ids()
         outcome = asyncio.run(run(url, service, images, options.requests, options.seed))
         say("and a hundred clients that send a byte a second")
         slowest = asyncio.run(slow_clients(url, service, images, 100, 10.0))
-        died = before - process_ids("ray::")
+        died = before - process_ids("ray::ServeReplica") - proxy_ids()
     counts = [f"{kind:22} {status or 'no answer'}: {count}" for (kind, status), count in sorted(outcome.statuses.items())]
     print("\n".join([*counts, *outcome.wrong[:20]]))
     print(f"{sum(outcome.statuses.values())} malformed requests, {len(outcome.wrong)} handled wrongly, {len(died)} processes died")

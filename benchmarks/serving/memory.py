@@ -1,6 +1,6 @@
 """Ten minutes of mixed load with faults: does any process grow, is anything left in the object store?
 
-python -m benchmarks.serving.memory [--minutes 10] [--out runs/bench]      writes memory.csv and memory.png
+python -m benchmarks.serving.memory [--minutes 10] [--profile default|throughput] [--out runs/bench]      writes memory.csv and memory.png
 
 Requests of 1, 32 and 128 images, malformed ones among them; the host's replica is killed twice, then the local provider's twice, so that
 one of each lives for four minutes and more. What counts is the memory that a process shares with nobody, after its first two minutes.
@@ -31,7 +31,7 @@ from matplotlib import pyplot as plt
 from ray._private.internal_api import memory_summary
 
 from benchmarks.serving.malformed import AT_ONCE, Maker, send
-from benchmarks.serving.processes import process_ids, replica_ids
+from benchmarks.serving.processes import PROFILES, proxy_ids, replica_ids
 from code_ray.client import AsyncClient
 from code_ray.data import load_data
 from code_ray.errors import RequestError
@@ -51,8 +51,10 @@ def main() -> int:
     """0 where nothing grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--profile", choices=PROFILES, default="default")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
+    os.environ |= PROFILES[options.profile]
     plan = read_plan(DEFAULT_RUN_DIR / "plan.json")
     (host,) = set(plan.placement.values()) - {plan.placement[plan.local]}
     with deployed(DEFAULT_RUN_DIR) as url:
@@ -109,10 +111,10 @@ async def _load(url: str, service: str, replicas: Mapping[str, str], seconds: fl
     async def watch() -> None:
         while time.monotonic() < end:
             moment = time.monotonic() - begin
-            titles = {"proxy": "ray::ProxyActor", "router": "ray::ServeReplica:default:router"}
-            titles |= {whose: f"ray::ServeReplica:default:{name}" for whose, name in replicas.items()}
-            for name, title in titles.items():
-                rows.extend({"seconds": moment, "process": f"{name} {p}", "bytes": own_bytes(p)} for p in process_ids(title))
+            groups = {"proxy": proxy_ids(), "router": replica_ids("router")}
+            groups |= {whose: replica_ids(name) for whose, name in replicas.items()}
+            for name, processes in groups.items():
+                rows.extend({"seconds": moment, "process": f"{name} {p}", "bytes": own_bytes(p)} for p in processes)
             if int(moment) % 60 < EVERY_S:
                 say(f"{answered} answers, {len(failures)} failed")
             await asyncio.sleep(EVERY_S)
