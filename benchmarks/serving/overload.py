@@ -1,6 +1,7 @@
-"""What is given up, and when: open-loop load that rises from 0.2 to 2 times what the original serves alone.
+"""What is given up, and when: open-loop load that rises from 0.2 to 2 times what the original serves alone, or to ``--to`` times.
 
-python -m benchmarks.serving.overload [--run-dir DIR] [--seconds 60] [--out runs/bench]    writes overload.csv, overload.png
+python -m benchmarks.serving.overload [--run-dir DIR] [--seconds 60] [--to 2] [--profile default|throughput] [--out runs/bench]
+writes overload.csv, overload.png
 
 Every request has 32 images and a deadline. The plan's paths are known by their validation accuracies, so the average accuracy that
 was served follows from the paths that answers name.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.serving.open_loop import Answered, send_all
+from benchmarks.serving.processes import PROFILES
 from code_ray.data import load_data
 from code_ray.plan import read_plan
 from code_ray.policy import ORIGINAL
@@ -33,7 +36,7 @@ from examples.demo import deployed, say
 from examples.load import Load
 
 REQUEST_IMAGES = 32
-FROM, TO = 0.2, 2.0
+FROM = 0.2
 IN_FLIGHT = 8
 """Requests under way of the closed loop that finds what the original serves alone, and the plan."""
 BINS = 30
@@ -44,14 +47,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--to", type=float, default=2.0, help="times what the original serves, at the end (default: %(default)g)")
+    parser.add_argument("--profile", choices=PROFILES, default="default")
     parser.add_argument("--deadline-ms", type=float, default=2000.0)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     options = parser.parse_args()
+    os.environ |= PROFILES[options.profile]
     plan = read_plan(options.run_dir / "plan.json")
     with deployed(options.run_dir) as url:
-        found, alone, whole = asyncio.run(_measure(url, plan.local, options.seconds, options.deadline_ms))
+        found, alone, whole = asyncio.run(_measure(url, plan.local, options.seconds, options.to, options.deadline_ms))
     accuracies = {ORIGINAL if path.id == ORIGINAL else path.id: path.accuracy for path in plan.paths}
-    table = binned(found, options.seconds, accuracies)
+    table = binned(found, options.seconds, options.to, accuracies)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "overload.csv", index=False, float_format="%.4g")
     draw(table, whole / alone, options.deadline_ms, options.out / "overload.png")
@@ -59,7 +65,7 @@ def main() -> None:
     print(f"original alone {alone:.0f} images a second; plan in a closed loop {whole:.0f}, {whole / alone:.2f} times as many")
 
 
-async def _measure(url: str, service: str, seconds: float, deadline_ms: float) -> tuple[list[Answered], float, float]:
+async def _measure(url: str, service: str, seconds: float, to: float, deadline_ms: float) -> tuple[list[Answered], float, float]:
     data = load_data("fashion-mnist")
     router: DeploymentHandle[Any] = serve.get_deployment_handle("router", "default")
     load, rates = Load(url, service, data.test, REQUEST_IMAGES, IN_FLIGHT), []
@@ -67,22 +73,22 @@ async def _measure(url: str, service: str, seconds: float, deadline_ms: float) -
         await router.reconfigure.remote(RouterSettings(use=use, steering="plan").model_dump(mode="json"))
         rates.append((await load.run(8.0, data.labels)).images_per_second)
     alone, whole = rates
-    say(f"original {alone:.0f} images a second, plan {whole:.0f}; now the load rises from {FROM:g} to {TO:g} times the former")
+    say(f"original {alone:.0f} images a second, plan {whole:.0f}; now the load rises from {FROM:g} to {to:g} times the former")
     await router.reconfigure.remote(RouterSettings(steering="load").model_dump(mode="json"))
-    due = rising(alone / REQUEST_IMAGES, seconds)
+    due = rising(alone / REQUEST_IMAGES, seconds, to)
     requests = [data.test.images[i : i + REQUEST_IMAGES] for i in range(0, len(data.test.images) - REQUEST_IMAGES, REQUEST_IMAGES)]
     return await send_all(url, service, requests, due, deadline_ms), alone, whole
 
 
-def rising(rate: float, seconds: float) -> list[float]:
-    """Moments at which to send, so that the rate of requests rises in a line from ``FROM`` to ``TO`` times ``rate``."""
-    total = rate * seconds * (FROM + TO) / 2
-    slope = (TO - FROM) / seconds
+def rising(rate: float, seconds: float, to: float) -> list[float]:
+    """Moments at which to send, so that the rate of requests rises in a line from ``FROM`` to ``to`` times ``rate``."""
+    total = rate * seconds * (FROM + to) / 2
+    slope = (to - FROM) / seconds
     # rate (FROM t + slope t^2 / 2) = number
     return [float((-FROM + np.sqrt(FROM**2 + 2 * slope * number / rate)) / slope) for number in range(int(total))]
 
 
-def binned(found: list[Answered], seconds: float, accuracies: Mapping[str, float]) -> pd.DataFrame:
+def binned(found: list[Answered], seconds: float, to: float, accuracies: Mapping[str, float]) -> pd.DataFrame:
     """By time: the load, what was answered, its average accuracy beside the original's in points, latency, refusals."""
     rows = []
     for part in range(BINS):
@@ -94,7 +100,7 @@ def binned(found: list[Answered], seconds: float, accuracies: Mapping[str, float
         statuses = [answer.status for answer in mine]
         rows.append(
             {
-                "load": FROM + (TO - FROM) * (low + high) / 2 / seconds,
+                "load": FROM + (to - FROM) * (low + high) / 2 / seconds,
                 "requests": len(mine),
                 "answered": len(good) / max(1, len(mine)),
                 "original_share": float(np.mean([path == ORIGINAL for path in paths])) if paths else np.nan,
@@ -118,7 +124,7 @@ def draw(table: pd.DataFrame, bound: float, deadline_ms: float, file: Path) -> N
     middle.axhline(deadline_ms, color="grey", linestyle=":", label="deadline")
     middle.set(ylabel="milliseconds to an answer", yscale="log")
     middle.legend()
-    below.bar(table.load, 100 * (1 - table.answered), width=0.04, color="#991b1b")
+    below.bar(table.load, 100 * (1 - table.answered), width=0.7 * float(table.load.diff().median()), color="#991b1b")
     below.set(ylabel="not answered, %", xlabel="load / original alone", ylim=(0, max(5.0, 110 * (1 - table.answered.min()))))
     for axes in (above, middle, below):
         axes.axvline(1.0, color="grey", linewidth=0.8)
