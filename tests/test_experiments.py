@@ -99,6 +99,9 @@ def test_live_arms_are_served_from_what_was_trained_and_stand_in_the_page(tmp_pa
     before = (live.run_dir / "plan.json").stat().st_mtime_ns
     assert make_live_plan(worker, paths, out, seed=0) == live
     assert (live.run_dir / "plan.json").stat().st_mtime_ns == before, "it was trained again"
+    make_live_plan(worker, paths, out, seed=1)
+    assert planned["original"] in open_plan(live.run_dir)[1].paths
+    assert open_plan(live.run_dir)[1] != plan, "another seed asks for other links"
 
     images, mode = worker.data.test.images, ExecutionMode()
     sure, unsure = (Distilled(config.local, 16, live.networks["distilled-16"][0], threshold, mode) for threshold in (0.0, 1.1))

@@ -60,6 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     config = read_experiments(options.config)
     tables = options.tables or Path(__file__).parent / "tables" / options.config.stem
+    if not (tables / "services.csv").exists():
+        parser.error(f"{tables} holds no experiments; run python -m benchmarks.experiments first, or give another --tables")
     plan, data = prepare(config, tables, options.out)
     best = best_execution(get_service(config.local))
     say(f"{config.local}: {1e3 * best.seconds:.2f} ms an image in {best.mode}, batches of {best.batch_size}")

@@ -35,17 +35,19 @@ class LivePlan:
 
 
 def make_live_plan(worker: Worker, paths: dict[str, InferencePath], out: Path, seed: int) -> LivePlan:
-    """Train ``paths`` and small networks, and write a plan of them below ``out``; what is there already is kept."""
+    """Train ``paths`` and small networks, and write a plan of them below ``out``; what was made of the same is kept."""
     run = RunDirectory(out / "plan")
     kept = out / "live_plan.json"
-    if not kept.exists():
+    asked = {"paths": {arm: str(path) for arm, path in paths.items()}, "seed": seed, "rival_samples": worker.config.rival_samples}
+    asked["recipe"] = worker.config.recipe.model_dump(mode="json")
+    if not kept.exists() or json.loads(kept.read_text()).get("asked") != asked:
         run.root.mkdir(parents=True, exist_ok=True)
         uses = _train_paths(worker, paths, run, seed)
         networks: dict[str, tuple[str, float]] = {}
         for channels in CHANNELS:
             file, threshold = _train_network(worker, channels, out, seed)
             networks |= {f"distilled-{channels}": (str(file), 0.0), f"distilled-{channels}{GATED}": (str(file), threshold)}
-        write_text(kept, json.dumps({"uses": uses, "networks": networks}, indent=1) + "\n")
+        write_text(kept, json.dumps({"asked": asked, "uses": uses, "networks": networks}, indent=1) + "\n")
     told = json.loads(kept.read_text())
     return LivePlan(
         run.root,
