@@ -7,7 +7,7 @@ failed a moment ago is left out. A request may name the accuracy it needs and th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from code_ray.errors import RequestError
 
@@ -70,6 +70,32 @@ class RatePolicy:
         self._credit[chosen] -= images
         return chosen
 
+    def choose_in_time(
+        self,
+        images: int,
+        now: float,
+        level: float,
+        fitting: Sequence[str],
+        expected_s: Mapping[str, float],
+        limits_s: Mapping[str, float],
+        local_s: Mapping[str, float],
+    ) -> str:
+        """As ``choose``, among ``fitting`` paths, one that is expected to answer in time behind all that is under way.
+
+        By path id: ``expected_s`` and ``limits_s``, seconds to an answer and what they may be, ``local_s`` of the local server. At full
+        ``level`` another path takes what the one whose turn it is cannot only where it costs that server less: else the more requests
+        came, the fewer would be answered.
+
+        Raises:
+            RequestError: 503 where there is none, with the time to wait.
+        """
+        advice = "send the request again later, or with more time"
+        if level < 1:
+            return self.choose(images, now, None, level, _in_time(fitting, expected_s, limits_s, advice))
+        chosen = self.choose(images, now, None, level, fitting)
+        cheaper = [path for path in fitting if local_s[path] < local_s[chosen]]
+        return _in_time([chosen, *cheaper], expected_s, limits_s, advice)[0]
+
     def leave_out(self, path: str, now: float, seconds: float = COOL_DOWN_S) -> None:
         """Keep requests off ``path`` for a while, because its host refused or failed; what it had earned is dropped."""
         if path != ORIGINAL:
@@ -78,27 +104,29 @@ class RatePolicy:
 
 
 def fitting_paths(
-    accuracies: Mapping[str, float], expected_s: Mapping[str, float], min_accuracy: float | None, deadline_s: float | None
+    accuracies: Mapping[str, float], alone_s: Mapping[str, float], min_accuracy: float | None, limits_s: Mapping[str, float]
 ) -> list[str]:
-    """Ids of the paths that are accurate enough and expected to answer in time, the most accurate first.
+    """Ids of the paths that are accurate enough and would answer in time if nothing else were under way, the most accurate first.
 
-    ``accuracies`` (fractions) and ``expected_s`` (seconds from now to an answer) by path id.
+    By path id: ``accuracies`` (fractions), ``alone_s`` (seconds to an answer), ``limits_s`` (seconds that it may take).
 
     Raises:
-        RequestError: 422 where no path is so accurate, 503 where none is expected to be in time, with the time to wait.
+        RequestError: 422 where no path is so accurate, 503 where none can be in time.
     """
     best = max(accuracies.values())
     accurate = [path for path, accuracy in accuracies.items() if min_accuracy is None or accuracy >= min_accuracy]
     if not accurate:
         raise RequestError(f"no path has min_accuracy {min_accuracy:g}; the most accurate has {best:.4f}", status=422)
     accurate.sort(key=lambda path: -accuracies[path])
-    if deadline_s is None:
-        return accurate
-    if in_time := [path for path in accurate if expected_s[path] <= deadline_s]:
-        return in_time
-    soonest = min(expected_s[path] for path in accurate)
+    return _in_time(accurate, alone_s, limits_s, "send fewer images, or with more time")
+
+
+def _in_time(paths: Sequence[str], seconds: Mapping[str, float], limits_s: Mapping[str, float], advice: str) -> list[str]:
+    if found := [path for path in paths if seconds[path] <= limits_s[path]]:
+        return found
+    soonest = min(paths, key=lambda path: seconds[path] - limits_s[path])
     raise RequestError(
-        f"an answer would take {1e3 * soonest:.0f} ms, deadline_ms is {1e3 * deadline_s:.0f}; send fewer images, later, or with more time",
+        f"an answer would take {1e3 * seconds[soonest]:.0f} ms and may take {1e3 * limits_s[soonest]:.0f}; {advice}",
         status=503,
-        retry_after_s=math.ceil(soonest - deadline_s),
+        retry_after_s=math.ceil(seconds[soonest] - limits_s[soonest]),
     )

@@ -28,8 +28,9 @@ from deployments.known_providers import KnownProviders
 from deployments.metrics import RouterMetrics
 from deployments.network_watch import NetworkWatch
 from deployments.plan_in_force import PlanInForce
-from deployments.routes import Hop, Refusal, Route, UnderWay
+from deployments.routes import Hop, Refusal, Route
 from deployments.succession import Succession
+from deployments.under_way import UnderWay, alone
 from deployments.worker import Array
 
 logger = logging.getLogger("ray.serve")
@@ -120,13 +121,14 @@ class Dispatcher:
         now, plan = time.monotonic(), self._now
         end = now + min(self._options.request_deadline_s, request.deadline_s or self._options.request_deadline_s)
         original = plan.routes[service][ORIGINAL]
-        attempts = [self._choose(plan, service, request, now), original]
+        attempts = [self._choose(plan, service, request, now, end - now), original]
         failure = RequestError("no attempt was made", status=503)
         for number, route in enumerate(attempts):
             if not all(self._providers.is_there(hop.provider) for hop in route.called):
                 failure = RequestError(f"{service!r} is not up now; send the request again", status=503, retry_after_s=1)
                 continue
-            left = end - time.monotonic()
+            if (left := end - time.monotonic()) <= 0:
+                break
             if number > 0:
                 self._metrics.fell_back(service)
             else:
@@ -145,21 +147,26 @@ class Dispatcher:
                 return result, route
         raise failure
 
-    def _choose(self, plan: PlanInForce, service: str, request: InferRequest, now: float) -> Route:
-        routes, usable = plan.routes[service], plan.usable(service)
-        among = [route.id for route in usable]
-        if request.min_accuracy is not None or request.deadline_s is not None:
-            reports, network = self._providers.reports, self._network.now
-            expected = {route.id: self._under_way.expected(route, len(request.images), reports, network) for route in usable}
-            among = fitting_paths({route.id: route.accuracy for route in usable}, expected, request.min_accuracy, request.deadline_s)
-        among = [name for name in among if all(breaker.allows(now) for breaker in plan.breakers_on(routes[name]))]
-        return routes[plan.policies[service].choose(len(request.images), now, request.path, self.level(service), among)]
+    def _choose(self, plan: PlanInForce, service: str, request: InferRequest, now: float, limit_s: float) -> Route:
+        routes, policy, level, images = plan.routes[service], plan.policies[service], self.level(service), len(request.images)
+        if request.path is not None:
+            return routes[policy.choose(images, now, request.path)]
+        usable, servers = plan.usable(service), (self._providers.reports, self._network.now)
+        limits = {r.id: limit_s if r.id == ORIGINAL else min(limit_s, self._options.path_deadline_s) for r in usable}
+        least = {r.id: alone(r, images, *servers) for r in usable}
+        fitting = fitting_paths({r.id: r.accuracy for r in usable}, least, request.min_accuracy, limits)
+        fitting = [name for name in fitting if all(breaker.allows(now) for breaker in plan.breakers_on(routes[name]))] or [ORIGINAL]
+        expected = {r.id: self._under_way.expected(r, images, *servers) + self._under_way.allowance(r, now) for r in usable}
+        expected = {name: max(least[name], seconds) for name, seconds in expected.items()}
+        local = {r.id: r.work(images, *servers).get(self._local, 0.0) for r in usable}
+        return routes[policy.choose_in_time(images, now, level, fitting, expected, limits, local)]
 
     async def _attempt(
         self, plan: PlanInForce, service: str, route: Route, images: Array, budget_s: float
     ) -> Array | Refusal | RequestError:
         """One route: what it takes of each server is known to the load while it is under way, how it ended to all that ask."""
         began, policy, breakers = time.monotonic(), plan.policies[service], plan.breakers_on(route)
+        expected = self._under_way.expected(route, len(images), self._providers.reports, self._network.now)
         work = self._begin(plan, service, route, len(images), began)
         try:
             async with self._providers.wait_for(route.providers, budget_s):
@@ -167,6 +174,11 @@ class Dispatcher:
         except TimeoutError:
             gone = sorted(name for name in route.providers if not self._providers.is_there(name))
             is_late, cause = not gone, f"{gone[0]} is gone" if gone else f"no answer within {budget_s:.1f} s"
+            if is_late and self._under_way.explains(route, expected, began, budget_s):
+                # To leave out a host for the load would leave its work to the others.
+                self._under_way.learn(route, budget_s - expected, time.monotonic())
+                self._metrics.attempted(service, route, "late")
+                return _too_late(service)
         except (RayError, RayServeException) as error:
             is_late, cause = False, type(error).__name__
         else:
@@ -176,6 +188,7 @@ class Dispatcher:
                 policy.leave_out(route.id, time.monotonic())
                 self._metrics.attempted(service, route, "refused")
             else:
+                self._under_way.learn(route, time.monotonic() - began - expected, time.monotonic())
                 lost = route.lost_points(plan.routes[service][ORIGINAL])
                 self._metrics.attempted(service, route, "answered")
                 self._metrics.answered(service, route, len(images), time.monotonic() - began, lost)
@@ -193,7 +206,7 @@ class Dispatcher:
         self.is_stale.set()
         self._metrics.attempted(service, route, "failed")
         if is_late:
-            return RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)
+            return _too_late(service)
         return RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
 
     def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[Resource, float]:
@@ -281,3 +294,7 @@ class Dispatcher:
         await asyncio.wait({looking}, timeout=deadline_s)
         if looking.done():
             looking.result()
+
+
+def _too_late(service: str) -> RequestError:
+    return RequestError(f"{service!r} did not answer within its deadline; send less at a time", status=504, retry_after_s=1)

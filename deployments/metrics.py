@@ -50,7 +50,7 @@ class RouterMetrics:
             self._delay.set(1e3 * speed.delay_s, tags)
 
     def attempted(self, service: str, route: Route, outcome: str) -> None:
-        """An attempt ended: ``answered``, ``refused`` or ``failed``."""
+        """An attempt ended: ``answered``, ``refused``, ``late`` (it waited too long behind others) or ``failed``."""
         self._requests.inc(1, {**_tags(service, route), "outcome": outcome})
 
     def answered(self, service: str, route: Route, images: int, seconds: float, lost_points: float) -> None:

@@ -179,31 +179,6 @@ def _cost_of_hops(
     return PathCost(seconds, payload_by_edge(begin or network.home, in_bytes, stops, end or network.home))
 
 
-class UnderWay:
-    """Seconds of each server and edge that requests under way take, for what the next would wait; a router sees a ``share`` of all."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._seconds: dict[Resource, float] = {}
-
-    def add(self, work: Mapping[Resource, float]) -> None:
-        """A request with so many seconds of work by server and edge began."""
-        for name, seconds in work.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
-    def remove(self, work: Mapping[Resource, float]) -> None:
-        """It ended."""
-        for name, seconds in work.items():
-            self._seconds[name] = max(0.0, self._seconds[name] - seconds)
-
-    def expected(self, route: Route, images: int, reports: Mapping[str, ProviderReport], network: Network = ONE_PLACE) -> float:
-        """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs, and what it
-        hands on is on its way for a while.
-        """
-        waits = (self._seconds.get(name, 0.0) / self._share + seconds for name, seconds in route.work(images, reports, network).items())
-        return sum(waits) + max(network.delay(hop.provider for hop in way) for way in route.ways)
-
-
 def provider_deployment(provider: str) -> str:
     """Name of a provider's deployment, and of its application where it has one of its own."""
     return f"provider-{provider}"

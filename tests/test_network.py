@@ -14,7 +14,8 @@ from code_ray.throughput import Edge
 from deployments.known_providers import KnownProviders
 from deployments.network import ROUTER, EdgeSpeed, Network, find_places, speed_of
 from deployments.network_watch import NetworkWatch, measure
-from deployments.routes import LegReport, ProviderReport, UnderWay, solve_rates
+from deployments.routes import LegReport, ProviderReport, solve_rates
+from deployments.under_way import UnderWay
 
 OUT, BACK = ("home", "away"), ("away", "home")
 LEGS = {
