@@ -80,11 +80,11 @@ class RatePolicy:
         limits_s: Mapping[str, float],
         local_s: Mapping[str, float],
     ) -> str:
-        """As ``choose``, among ``fitting`` paths, one that is expected to answer in time behind all that is under way.
+        """As ``choose``, among ``fitting`` paths, the most accurate first, one that is expected to answer in time behind all that is under way.
 
         By path id: ``expected_s`` and ``limits_s``, seconds to an answer and what they may be, ``local_s`` of the local server. At full
-        ``level`` another path takes what the one whose turn it is cannot only where it costs that server less: else the more requests
-        came, the fewer would be answered.
+        ``level`` another path takes what the one whose turn it is cannot only where it is as accurate and costs that server less: else the
+        more requests came the fewer would be answered, or the less accurately.
 
         Raises:
             RequestError: 503 where there is none, with the time to wait.
@@ -93,8 +93,8 @@ class RatePolicy:
         if level < 1:
             return self.choose(images, now, None, level, _in_time(fitting, expected_s, limits_s, advice))
         chosen = self.choose(images, now, None, level, fitting)
-        cheaper = [path for path in fitting if local_s[path] < local_s[chosen]]
-        return _in_time([chosen, *cheaper], expected_s, limits_s, advice)[0]
+        better = fitting[: fitting.index(chosen)] if chosen in fitting else []
+        return _in_time([chosen, *(path for path in better if local_s[path] < local_s[chosen])], expected_s, limits_s, advice)[0]
 
     def leave_out(self, path: str, now: float, seconds: float = COOL_DOWN_S) -> None:
         """Keep requests off ``path`` for a while, because its host refused or failed; what it had earned is dropped."""
@@ -126,7 +126,8 @@ def _in_time(paths: Sequence[str], seconds: Mapping[str, float], limits_s: Mappi
         return found
     soonest = min(paths, key=lambda path: seconds[path] - limits_s[path])
     raise RequestError(
-        f"an answer would take {1e3 * seconds[soonest]:.0f} ms and may take {1e3 * limits_s[soonest]:.0f}; {advice}",
+        f"an answer would take {1e3 * seconds[soonest]:.0f} ms, which exceeds {1e3 * limits_s[soonest]:.0f} (deadline_ms, or this router's limit); "
+        f"{advice}",
         status=503,
         retry_after_s=math.ceil(seconds[soonest] - limits_s[soonest]),
     )

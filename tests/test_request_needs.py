@@ -62,7 +62,7 @@ def test_an_accuracy_that_no_path_has_is_the_clients_fault() -> None:
 
 
 def test_a_deadline_that_no_path_meets_is_refused_at_once_with_the_time_to_wait() -> None:
-    with pytest.raises(RequestError, match="an answer would take 300 ms and may take 50") as caught:
+    with pytest.raises(RequestError, match="an answer would take 300 ms, which exceeds 50") as caught:
         fitting_paths(ACCURACIES, EXPECTED_S, 0.94, limits(0.05))
     assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
 
