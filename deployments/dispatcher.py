@@ -156,8 +156,7 @@ class Dispatcher:
         least = {r.id: alone(r, images, *servers) for r in usable}
         fitting = fitting_paths({r.id: r.accuracy for r in usable}, least, request.min_accuracy, limits)
         fitting = [name for name in fitting if all(breaker.allows(now) for breaker in plan.breakers_on(routes[name]))] or [ORIGINAL]
-        expected = {r.id: self._under_way.expected(r, images, *servers) + self._under_way.allowance(r, now) for r in usable}
-        expected = {name: max(least[name], seconds) for name, seconds in expected.items()}
+        expected = {r.id: self._under_way.due(r, images, *servers, now) for r in usable}
         local = {r.id: r.work(images, *servers).get(self._local, 0.0) for r in usable}
         return routes[policy.choose_in_time(images, now, level, fitting, expected, limits, local)]
 

@@ -39,6 +39,13 @@ class UnderWay:
         waits = (self._seconds.get(name, 0.0) / self._share for name in route.work(images, reports, network))
         return sum(waits) + alone(route, images, reports, network)
 
+    def due(self, route: Route, images: int, reports: Mapping[str, ProviderReport], network: Network, now: float) -> float:
+        """As ``expected``, and as much later as answers came lately. Where nothing is under way they were late for another reason, and a
+        request that is refused then would have been answered.
+        """
+        least, expected = alone(route, images, reports, network), self.expected(route, images, reports, network)
+        return least if expected <= least else max(least, expected + self.allowance(route, now))
+
     def learn(self, route: Route, late_s: float, now: float) -> None:
         """An answer of ``route`` came so many seconds later than was ``expected``."""
         self._late[route.id, route.hops].learn(late_s, now)
