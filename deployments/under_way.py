@@ -36,15 +36,16 @@ class UnderWay:
         """Seconds until ``route`` would answer a request of ``images`` images: it waits behind what is there, then runs, and what it
         hands on is on its way for a while.
         """
-        waits = (self._seconds.get(name, 0.0) / self._share for name in route.work(images, reports, network))
-        return sum(waits) + alone(route, images, reports, network)
+        work = route.work(images, reports, network)
+        return self._wait(work) + _alone(route, work, network)
 
     def due(self, route: Route, images: int, reports: Mapping[str, ProviderReport], network: Network, now: float) -> float:
         """As ``expected``, and as much later as answers came lately. Where nothing is under way they were late for another reason, and a
         request that is refused then would have been answered.
         """
-        least, expected = alone(route, images, reports, network), self.expected(route, images, reports, network)
-        return least if expected <= least else max(least, expected + self.allowance(route, now))
+        work = route.work(images, reports, network)
+        wait, least = self._wait(work), _alone(route, work, network)
+        return least if wait <= 0 else max(least, least + wait + self.allowance(route, now))
 
     def learn(self, route: Route, late_s: float, now: float) -> None:
         """An answer of ``route`` came so many seconds later than was ``expected``."""
@@ -58,7 +59,15 @@ class UnderWay:
         """Whether the load is why an answer of ``route``, ``expected_s`` after it ``began``, has not come after ``took_s``."""
         return expected_s + self.allowance(route, began) > took_s / BLAMED
 
+    def _wait(self, work: Mapping[Resource, float]) -> float:
+        """Seconds of what is under way at the servers and edges of ``work``."""
+        return sum(self._seconds.get(name, 0.0) for name in work) / self._share
+
 
 def alone(route: Route, images: int, reports: Mapping[str, ProviderReport], network: Network) -> float:
     """Seconds to an answer of ``route`` if nothing else were under way."""
-    return sum(route.work(images, reports, network).values()) + max(network.delay(hop.provider for hop in way) for way in route.ways)
+    return _alone(route, route.work(images, reports, network), network)
+
+
+def _alone(route: Route, work: Mapping[Resource, float], network: Network) -> float:
+    return sum(work.values()) + max(network.delay(hop.provider for hop in way) for way in route.ways)
