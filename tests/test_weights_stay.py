@@ -222,3 +222,14 @@ def test_a_run_of_weights_is_found_wherever_it_begins_and_a_shorter_one_or_anoth
             assert weights.find(data) is None, (layout, place)
     another = next(small_services["second"].blocks[2].parameters()).to(dtype).reshape(-1).view(torch.uint8).numpy()
     assert weights.find(another) is None
+
+
+def test_one_weight_among_zeros_is_no_sign_of_anything_and_two_are(digits: DataSet) -> None:
+    service, data = make_service("host", digits, 1), np.zeros(4096, np.uint8)
+    last = service.blocks.state_dict()["5.16.weight"]
+    planted = np.array([0.1, 0.3], np.float32)
+    for count in (1, 2):
+        last.zero_()
+        last[3, 5 : 5 + count] = torch.from_numpy(planted[:count])
+        data[1000 : 1000 + 4 * count] = planted[:count].view(np.uint8)
+        assert (Weights({"host": service}).find(data) is not None) == (count == 2)

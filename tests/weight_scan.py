@@ -1,7 +1,8 @@
 """Look for weights of a service where they must not be: in what crossed a network, in an object store, in files (DESIGN 3.3).
 
 A run of ``RUN`` bytes of a weight tensor counts, in float32, float16 or bfloat16, in either memory layout, wherever it begins. Not found
-are weights that somebody compressed, encrypted or wrote down as text, nor what was computed from them.
+are weights that somebody compressed, encrypted or wrote down as text, nor what was computed from them; nor runs of nearly nothing but
+zeros, such as a last layer has for features that are always 0: messages are full of those.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ RUN = 32
 WINDOW = 16
 STRIDE = RUN - WINDOW
 """A window of what is searched at every so many bytes is compared with all windows of the weights: each run of ``RUN`` bytes has one."""
+
+TELLING = 6
+"""Different bytes in a window that is a sign of something: one weight among zeros has 5 at most, 16 bytes of weights hardly ever fewer."""
 
 CHUNK = 64 << 20
 _BITS = 24
@@ -59,8 +63,7 @@ class Weights:
         keys = np.concatenate([_key(found) for found in windows])
         owners = np.repeat(np.arange(len(windows)), [len(found) for found in windows])
         places = np.concatenate([np.arange(len(found)) for found in windows])
-        # What repeats itself, such as zeros, is no sign of anything.
-        told = np.concatenate([(found[:, 0] != found[:, 1]) for found in windows])
+        told = np.concatenate([_different(found) >= TELLING for found in windows])
         self._keys, first = np.unique(keys[told], return_index=True)
         self._owners, self._places = owners[told][first], places[told][first]
         # Nearly all that is searched is told apart by a few bits.
@@ -152,6 +155,12 @@ def _windows(data: Bytes, stride: int) -> npt.NDArray[np.uint64]:
         return np.zeros((0, 2), np.uint64)
     views = np.lib.stride_tricks.sliding_window_view(data, WINDOW)[::stride]
     return np.ascontiguousarray(views).view(np.uint64)
+
+
+def _different(windows: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """How many different bytes each window has."""
+    ordered = np.sort(windows.view(np.uint8), axis=1)
+    return np.asarray(1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1))
 
 
 def _key(windows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
