@@ -25,13 +25,14 @@ class LoadLevel:
     """From 0, everything on the original path, to 1, the plan's mixture.
 
     Told of every request when it begins and ends, with the seconds of local server that it takes (on its own path, and on the
-    original), and now and then of the server's utilisation. With several routers before one server each sees its ``share`` of
-    the requests (1 / their number).
+    original), of those that are refused, and now and then of the server's utilisation. With several routers before one server each
+    sees its ``share`` of the requests (1 / their number).
     """
 
     def __init__(self, share: float = 1.0) -> None:
         self._share = share
         self._outstanding = 0.0
+        self._refused, self._refused_at = 0.0, 0.0
         self._count = 0
         self._request_seconds = 0.0  # mean, on the original path
         self._busy_since: float | None = None
@@ -54,18 +55,29 @@ class LoadLevel:
         if self._count == 0:
             self._busy_since = None
 
+    def refuse(self, original_seconds: float, now: float) -> None:
+        """A request was refused at time ``now`` since every path has too much to do: else it would be waiting."""
+        most = FULL * self._share * self._request_seconds
+        self._refused, self._refused_at = min(most, self._still_refused(now) + original_seconds), now
+
     def observe(self, utilisation: float) -> None:
         """Share of its time that the local server computed, over the last seconds."""
         self._utilisation = utilisation
 
     def level(self, now: float) -> float:
         """Between 0 and 1."""
+        refused = self._still_refused(now)
         patience = max(PATIENCE_S, PATIENCE_REQUESTS * self._request_seconds)
         if self._utilisation < RELEASED:
             self._engaged = False
         elif self._utilisation >= BUSY and self._busy_since is not None and now - self._busy_since >= patience:
             self._engaged = True
-        if not self._engaged or self._request_seconds <= 0:
+        # Where requests are refused there is nothing left to be patient for.
+        if not (self._engaged or refused) or self._request_seconds <= 0:
             return 0.0
-        waiting = self._outstanding / self._share / self._request_seconds
+        waiting = (self._outstanding + refused) / self._share / self._request_seconds
         return min(1.0, max(0.0, (waiting - EMPTY) / (FULL - EMPTY)))
+
+    def _still_refused(self, now: float) -> float:
+        """Seconds of what was refused that would not be done yet."""
+        return max(0.0, self._refused - self._share * (now - self._refused_at))

@@ -20,7 +20,6 @@ from code_ray.load import LoadLevel
 from code_ray.packing import SMALL, packed, unpacked
 from code_ray.plan import Plan
 from code_ray.policy import ORIGINAL, fitting_paths
-from code_ray.throughput import Resource
 from code_ray.wire import InferRequest
 from deployments.canary_watch import CanaryWatch
 from deployments.config import RouterOptions, RouterSettings
@@ -30,7 +29,7 @@ from deployments.network_watch import NetworkWatch
 from deployments.plan_in_force import PlanInForce
 from deployments.routes import Hop, Refusal, Route
 from deployments.succession import Succession
-from deployments.under_way import UnderWay, alone
+from deployments.under_way import UnderWay, Work, alone
 from deployments.worker import Array
 
 logger = logging.getLogger("ray.serve")
@@ -105,10 +104,7 @@ class Dispatcher:
             "quarantined": plan.quarantined if is_local else {},
         }
         if is_local:
-            out["network"] = [
-                {"from": edge[0], "to": edge[1], "delay_ms": 1e3 * speed.delay_s, "mbit_per_s": 8e-6 * speed.bytes_per_second}
-                for edge, speed in self._network.now.speeds.items()
-            ]
+            out["network"] = self._network.now.describe()
         told = {"plan": plan.plan.id, "plan_refused": self._succession.refused(plan.plan)}
         return {"paths": paths, "load_level": self.level(service), "breakers": breakers, **out, **told}
 
@@ -151,22 +147,29 @@ class Dispatcher:
         routes, policy, level, images = plan.routes[service], plan.policies[service], self.level(service), len(request.images)
         if request.path is not None:
             return routes[policy.choose(images, now, request.path)]
-        usable, servers = plan.usable(service), (self._providers.reports, self._network.now)
+        usable, network = plan.usable(service), self._network.now
+        work = {r.id: r.work(images, self._providers.reports, network) for r in usable}
         limits = {r.id: limit_s if r.id == ORIGINAL else min(limit_s, self._options.path_deadline_s) for r in usable}
-        least = {r.id: alone(r, images, *servers) for r in usable}
+        least = {r.id: alone(r, work[r.id], network) for r in usable}
         fitting = fitting_paths({r.id: r.accuracy for r in usable}, least, request.min_accuracy, limits)
         fitting = [name for name in fitting if all(breaker.allows(now) for breaker in plan.breakers_on(routes[name]))] or [ORIGINAL]
-        expected = {r.id: self._under_way.due(r, images, *servers, now) for r in usable}
-        local = {r.id: r.work(images, *servers).get(self._local, 0.0) for r in usable}
-        return routes[policy.choose_in_time(images, now, level, fitting, expected, limits, local)]
+        expected = {r.id: self._under_way.due(r, work[r.id], network, now) for r in usable}
+        local = {name: seconds.get(self._local, 0.0) for name, seconds in work.items()}
+        try:
+            return routes[policy.choose_in_time(images, now, level, fitting, expected, limits, local)]
+        except RequestError:
+            if self._is_loading(service):
+                self._load.refuse(local[ORIGINAL], now)
+            raise
 
     async def _attempt(
         self, plan: PlanInForce, service: str, route: Route, images: Array, budget_s: float
     ) -> Array | Refusal | RequestError:
         """One route: what it takes of each server is known to the load while it is under way, how it ended to all that ask."""
         began, policy, breakers = time.monotonic(), plan.policies[service], plan.breakers_on(route)
-        expected = self._under_way.expected(route, len(images), self._providers.reports, self._network.now)
-        work = self._begin(plan, service, route, len(images), began)
+        work = route.work(len(images), self._providers.reports, self._network.now)
+        expected = self._under_way.expected(route, work, self._network.now)
+        self._begin(plan, service, route, len(images), work, began)
         try:
             async with self._providers.wait_for(route.providers, budget_s):
                 result = await plan.join(service, route, images)
@@ -208,18 +211,15 @@ class Dispatcher:
             return _too_late(service)
         return RequestError(f"{service!r} has lost a server; send the request again", status=503, retry_after_s=1)
 
-    def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, now: float) -> dict[Resource, float]:
-        reports = self._providers.reports
-        work = route.work(images, reports, self._network.now)
+    def _begin(self, plan: PlanInForce, service: str, route: Route, images: int, work: Work, now: float) -> None:
         if self._is_loading(service):
-            original = plan.routes[service][ORIGINAL].work(images, reports)
+            original = plan.routes[service][ORIGINAL].work(images, self._providers.reports)
             self._load.begin(work.get(self._local, 0.0), original.get(self._local, 0.0), now)
         self._under_way.add(work)
         for breaker in plan.breakers_on(route):
             breaker.begin(now)
-        return work
 
-    def _end(self, service: str, work: Mapping[Resource, float]) -> None:
+    def _end(self, service: str, work: Work) -> None:
         self._under_way.remove(work)
         if self._is_loading(service):
             self._load.end(work.get(self._local, 0.0))

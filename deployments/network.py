@@ -38,6 +38,13 @@ class Network:
         """Bytes a second of the edges that were measured."""
         return {edge: speed.bytes_per_second for edge, speed in self.speeds.items()}
 
+    def describe(self) -> list[dict[str, object]]:
+        """What metadata says of each measured edge."""
+        return [
+            {"from": begin, "to": end, "delay_ms": 1e3 * speed.delay_s, "mbit_per_s": 8e-6 * speed.bytes_per_second}
+            for (begin, end), speed in self.speeds.items()
+        ]
+
     def place_of(self, provider: str) -> str:
         """Where a provider sits."""
         return self.places.get(provider, self.home)

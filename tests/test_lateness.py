@@ -70,19 +70,19 @@ def test_below_full_load_whatever_is_in_time_does() -> None:
 
 def test_what_is_late_behind_others_is_the_load_and_what_is_late_alone_is_not() -> None:
     original, under_way, known = TINY[0], UnderWay(share=1.0), reports(SECONDS)
-    expected = under_way.expected(original, 10, known)
+    expected = under_way.expected(original, original.work(10, known))
     assert expected == pytest.approx(0.1)
     assert not under_way.explains(original, expected, began=0.0, took_s=2.0)
     under_way.add(original.work(100, known))
-    assert under_way.explains(original, under_way.expected(original, 10, known), began=0.0, took_s=2.0)
+    assert under_way.explains(original, under_way.expected(original, original.work(10, known)), began=0.0, took_s=2.0)
 
 
 def test_a_server_with_nothing_to_do_takes_a_request_however_late_answers_came() -> None:
     original, under_way, known = TINY[0], UnderWay(share=1.0), reports(SECONDS)
     under_way.learn(original, 8.0, now=0.0)
-    assert under_way.due(original, 10, known, ONE_PLACE, now=0.0) == pytest.approx(0.1)
+    assert under_way.due(original, original.work(10, known), ONE_PLACE, now=0.0) == pytest.approx(0.1)
     under_way.add(original.work(1, known))
-    assert under_way.due(original, 10, known, ONE_PLACE, now=0.0) > 1.0
+    assert under_way.due(original, original.work(10, known), ONE_PLACE, now=0.0) > 1.0
     for _ in range(60):
         under_way.learn(original, -1.0, now=0.0)
-    assert under_way.due(original, 10, known, ONE_PLACE, now=0.0) == pytest.approx(0.1), "it takes what it takes alone"
+    assert under_way.due(original, original.work(10, known), ONE_PLACE, now=0.0) == pytest.approx(0.1), "it takes what it takes alone"

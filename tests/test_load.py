@@ -188,3 +188,23 @@ def test_a_load_of_nothing_is_no_level() -> None:
     assert load.level(100.0) == 0
     load.begin(0.0, 0.0, 100.0)  # a route whose times nobody knows yet
     assert load.level(200.0) == 0
+
+
+def test_what_is_refused_counts_as_waiting_for_as_long_as_it_would_take() -> None:
+    load = LoadLevel()
+    load.begin(0.1, 0.1, 0.0)
+    for _ in range(100):
+        load.refuse(0.1, 0.5)
+    assert load.level(0.5) == 1, "there is nothing left to be patient for"
+    load.end(0.1)
+    assert load.level(0.65) == pytest.approx(0.25)
+    assert load.level(0.81) == 0, "however many were refused, it is forgotten"
+
+
+def test_one_refusal_is_one_request_that_waits() -> None:
+    load = LoadLevel()
+    load.begin(0.1, 0.1, 0.0)
+    load.refuse(0.1, 0.0)
+    assert load.level(0.0) == pytest.approx(0.5)
+    assert load.level(0.05) == pytest.approx(0.25)
+    assert load.level(0.11) == 0

@@ -84,14 +84,14 @@ def test_where_bandwidth_binds_another_path_is_used() -> None:
 def test_an_answer_over_a_network_comes_later_by_its_delay_and_by_what_it_carries() -> None:
     cross, under_way, slow = TINY[1], UnderWay(share=1.0), network(1e6)
     # 10 images: 80 ms of work, 4 ms on the way each way, and 1000 and 500 bytes an image at 1 MB/s.
-    assert under_way.expected(cross, 10, REPORTS, slow) == pytest.approx(0.08 + 2 * 0.004 + 0.010 + 0.005)
+    assert under_way.expected(cross, cross.work(10, REPORTS, slow), slow) == pytest.approx(0.08 + 2 * 0.004 + 0.010 + 0.005)
     work = cross.work(100, REPORTS, slow)
     under_way.add(work)
     # Behind 100 others it waits for both directions too; the original waits for the server at home alone.
-    assert under_way.expected(cross, 10, REPORTS, slow) == pytest.approx(0.88 + 2 * 0.004 + 0.110 + 0.055)
-    assert under_way.expected(TINY[0], 10, REPORTS, slow) == pytest.approx(0.1 + 0.3)
+    assert under_way.expected(cross, cross.work(10, REPORTS, slow), slow) == pytest.approx(0.88 + 2 * 0.004 + 0.110 + 0.055)
+    assert under_way.expected(TINY[0], TINY[0].work(10, REPORTS, slow), slow) == pytest.approx(0.1 + 0.3)
     under_way.remove(work)
-    assert under_way.expected(TINY[0], 10, REPORTS, slow) == pytest.approx(0.1)
+    assert under_way.expected(TINY[0], TINY[0].work(10, REPORTS, slow), slow) == pytest.approx(0.1)
 
 
 def test_bandwidth_is_that_of_the_last_bytes_and_delay_half_of_a_call_with_none() -> None:

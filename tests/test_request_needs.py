@@ -70,26 +70,26 @@ def test_a_deadline_that_no_path_meets_is_refused_at_once_with_the_time_to_wait(
 def test_a_request_waits_behind_what_is_under_way_on_its_servers() -> None:
     original, cross = TINY[0], TINY[1]
     under_way, known = UnderWay(share=1.0), reports(SECONDS)
-    assert under_way.expected(original, 10, known) == pytest.approx(0.1)
-    assert under_way.expected(cross, 10, known) == pytest.approx(0.08)
+    assert under_way.expected(original, original.work(10, known)) == pytest.approx(0.1)
+    assert under_way.expected(cross, cross.work(10, known)) == pytest.approx(0.08)
     work = original.work(100, known)
     assert work == {"home": pytest.approx(1.0)}
     under_way.add(work)
-    assert under_way.expected(original, 10, known) == pytest.approx(1.1)
-    assert under_way.expected(cross, 10, known) == pytest.approx(1.08)
+    assert under_way.expected(original, original.work(10, known)) == pytest.approx(1.1)
+    assert under_way.expected(cross, cross.work(10, known)) == pytest.approx(1.08)
     under_way.remove(work)
-    assert under_way.expected(cross, 10, known) == pytest.approx(0.08)
+    assert under_way.expected(cross, cross.work(10, known)) == pytest.approx(0.08)
 
 
 def test_one_of_two_routers_counts_what_it_sees_twice() -> None:
     under_way, known = UnderWay(share=0.5), reports(SECONDS)
     under_way.add(TINY[0].work(100, known))
-    assert under_way.expected(TINY[0], 10, known) == pytest.approx(2.1)
+    assert under_way.expected(TINY[0], TINY[0].work(10, known)) == pytest.approx(2.1)
 
 
 def test_of_a_route_that_is_not_up_nothing_is_known() -> None:
     assert TINY[0].work(10, {}) == {}
-    assert UnderWay(1.0).expected(TINY[0], 10, {}) == 0
+    assert UnderWay(1.0).expected(TINY[0], {}) == 0
 
 
 def test_an_answer_may_be_json_in_part() -> None:
