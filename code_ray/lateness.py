@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-MEAN_WEIGHT, SPREAD_WEIGHT, SPREADS = 1 / 8, 1 / 4, 2.0
+MEAN_WEIGHT, SPREAD_WEIGHT, SPREADS = 1 / 8, 1 / 4, 4.0
 """Of the newest answer in either; how many spreads are allowed for."""
 
 HALF_LIFE_S = 1.0
