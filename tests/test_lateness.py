@@ -14,18 +14,18 @@ def test_what_comes_as_late_every_time_is_allowed_for_with_little_doubt() -> Non
     late = Lateness()
     assert late.allowance(0.0) == 0.0
     for number in range(60):
-        late.learn(0.5, 0.01 * number)
-    assert late.allowance(0.6) == pytest.approx(0.5, abs=0.1)
+        late.learn(0.5, 0.001 * number)
+    assert late.allowance(0.06) == pytest.approx(0.5, abs=0.05)
 
 
 def test_answers_that_differ_are_allowed_for_with_more_and_early_ones_with_less() -> None:
     steady, wild, early = Lateness(), Lateness(), Lateness()
     for number in range(60):
-        steady.learn(0.5, 0.01 * number)
-        wild.learn(number % 2, 0.01 * number)
-        early.learn(-1.0, 0.01 * number)
-    assert wild.allowance(0.6) > steady.allowance(0.6) + 0.3
-    assert early.allowance(0.6) < -0.7
+        steady.learn(0.5, 0.001 * number)
+        wild.learn(number % 2, 0.001 * number)
+        early.learn(-1.0, 0.001 * number)
+    assert wild.allowance(0.06) > steady.allowance(0.06) + 0.3
+    assert early.allowance(0.06) < -0.8
 
 
 def test_what_was_learnt_is_forgotten_where_no_answer_comes() -> None:
