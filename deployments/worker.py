@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from code_ray.metering import ComputeBucket
+from deployments.heap import GIVE_BACK_EVERY_S, give_back
 from deployments.parcel import Parcel
 from deployments.routes import Refusal
 
@@ -172,6 +173,7 @@ class LegWorker:
 
     def _run(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        gave_back = time.monotonic()
         while True:
             with self._condition:
                 if self._busy_since is not None:
@@ -181,6 +183,9 @@ class LegWorker:
                     self._condition.wait()
                 self._busy_since = time.monotonic()
             self._execute(*taken)
+            if time.monotonic() - gave_back > GIVE_BACK_EVERY_S:
+                give_back()
+                gave_back = time.monotonic()
 
     def _take(self) -> tuple[HostedLeg, list[tuple[_Job, Array]]] | None:
         """The next chunk: pieces of one leg's jobs, at most its batch size unless one job alone is cut."""
