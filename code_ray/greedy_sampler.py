@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
 from code_ray.path_space import Sides, class_columns
 from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
+from code_ray.rungs import Rungs
 from code_ray.sampler import Left, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
 from code_ray.scoring_design import BATCH, groups_of, scoring_design
@@ -30,11 +32,12 @@ LEAST_TRAININGS = 4
 class GreedySampler(Sampler):
     """Algorithm 1 repaired. ``predictor``: gp, or constant and random to compare with.
 
-    At first some paths are scored: those without a host (the rivals) and, of each host, a few groups far apart. From then on
-    the path with the largest expected improvement of the objective is next: it is trained where it was scored, else scored with
-    the best of its group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to
-    the best 1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its end. No path
-    is trained twice, and the best set is kept, not the last path.
+    At first some paths are scored: the one that would serve most if it lost nothing; then some without a host (the rivals) and, of
+    each host, a few groups far apart, but none that could not even so add to what is forecast by then. From then on the path with
+    the largest expected improvement of the objective is next: it is trained where it was scored, else scored with the best of its
+    group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to the best
+    1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its end. No path is trained
+    twice, and the best set is kept, not the last path.
 
     With ``wide``, ``candidates`` are its start: they are chosen again from all of the space whenever something was measured.
     """
@@ -69,30 +72,30 @@ class GreedySampler(Sampler):
         self._forecasts: dict[InferencePath, float] = {}  # scored paths: z after training, as the score says
         self._dropped: set[InferencePath] = set()
         self._failed_scores = 0
-        self._reduction = reduction
-        self._rungs: dict[int, dict[InferencePath, tuple[float, float]]] = {}  # steps -> path -> z forecast there, and its deviation
-        self._last_rung: dict[InferencePath, int] = {}
-        self._stopped: dict[InferencePath, None] = {}  # in order: sums of floats depend on it
+        self._rungs = Rungs(reduction)
         self._design: list[list[InferencePath]] = []
-        if self._screen:
-            seconds = np.maximum(*objective.pair_seconds(self.candidates))
-            batches = scoring_design(self._groups, self._features, seconds, list(hosts), self._screen, np.random.default_rng(seed))
-            self._design = [[self.candidates[i].path for i in batch] for batch in batches]
+        if self._screen and candidates:
+            rng = np.random.default_rng(seed)
+            self._design = scoring_design(self.candidates, objective, self._features, list(hosts), self._screen, rng)
 
     def ask(self) -> tuple[Proposal, ...]:
         if self.stopped_because:
             return ()
+        being_scored = bool(self._design) and any(p.fidelity == "fit" for p in self._pending)
+        if being_scored and not self._forecasts:
+            return ()  # what is worth a look depends on what the first one says
         waiting = ([self.index[path] for path in batch if path in self.index] for batch in self._design)
-        if batch := next(filter(None, map(self._unscored, waiting)), None):
+        if batch := next(filter(None, map(self._in_question, waiting)), None):
             return self._propose(batch[: self._scores_left], "fit")
-        if self._design and not self._forecasts and self._pending:
-            return ()  # what to do next depends on what these say
+        if being_scored and len(self._forecasts) == 1:
+            return ()  # one is too little to go by
         self._look_again()
         in_flight = [self.index[p.path] for p in self._pending if p.fidelity == "trained"]
         open_indices = self._open(in_flight)
         if len(self.trained) + len(in_flight) >= self.stopping.max_trainings or not open_indices:
             if not self._pending:
-                self.stopped_because = self._budget_spent if open_indices else self._nothing_left
+                nothing_left = "every path was trained" if self._wide is None else "no path left could add to the plan"
+                self.stopped_because = self._budget_spent if open_indices else nothing_left
             return ()
         if self._predictor is None:
             # Of what is done, not of what was drawn before: a resumed search draws the same.
@@ -107,20 +110,17 @@ class GreedySampler(Sampler):
         if proposal.fidelity == "trained":
             before = self.objective.value(self.known)
             self.trained[proposal.path] = accuracy
-            self._stopped.pop(proposal.path, None)
+            self._rungs.stopped.pop(proposal.path, None)
             self._count_gain(before, self.objective.value(self.known))
 
     def rival(self) -> Proposal | None:
         """The one of largest expected improvement over the plan of paths without a host; it may be one that was stopped."""
-        closed = {*self.trained, *self._dropped, *(proposal.path for proposal in self._pending)}
-        left = [i for i, candidate in enumerate(self.candidates) if not candidate.path.hosts and candidate.path not in closed]
+        left = [i for i in self._open([self.index[p.path] for p in self._pending]) if not self.candidates[i].path.hosts]
         if self._predictor is None or not left:
             return None
         mean, std = self._predictor.predict(self._measured(), left)
         gains = self._gains(left, mean, std, {path: entry for path, entry in self.known.items() if not path.hosts})
-        if gains.max() <= self.stopping.epsilon:
-            return None
-        return self._propose([left[int(gains.argmax())]], "trained")[0]
+        return self._propose([left[int(gains.argmax())]], "trained")[0] if gains.max() > self.stopping.epsilon else None
 
     def admit(self, path: InferencePath) -> bool:
         if path not in self.index and self._wide is not None and path in self._wide.space:
@@ -131,21 +131,16 @@ class GreedySampler(Sampler):
         """Asynchronous successive halving: go on where the path promises to add as much to a plan as the best 1 / ``reduction`` of
         all that came to this rung. One that was stopped and is asked for again has been promoted since, and goes on.
         """
-        if path in self._stopped:
+        if path in self._rungs.stopped:
             return True
-        self._last_rung[path] = steps
-        rung = self._rungs.setdefault(steps, {})
-        rung[path] = after_rung(loss_points, share)
-        # Of those that promise the same the one that loses less is better.
-        promises = {other: (round(self._promise(other, steps), 9), -z) for other, (z, _) in rung.items()}
-        kept = sorted(promises.values(), reverse=True)[: max(1, len(rung) // self._reduction)]
-        if self._predictor is None or len(rung) == 1 or (promises[path] >= kept[-1] and promises[path][0] > 0):
+        self._rungs.arrive(path, steps, *after_rung(loss_points, share))
+        if self._predictor is None or self._rungs.among_the_best(path, steps, partial(self._promise, steps)):
             return True
         return self._is_next(self._predictor, path)
 
     def stop(self, path: InferencePath) -> None:
         super().stop(path)
-        self._stopped[path] = None
+        self._rungs.stopped[path] = None
 
     def drop(self, proposal: Proposal) -> None:
         super().drop(proposal)
@@ -182,7 +177,7 @@ class GreedySampler(Sampler):
 
     def _look_again(self) -> None:
         """Choose the candidates from a wide space by what is known now."""
-        measured = [*self._forecasts, *self.trained, *self._stopped, *self._dropped]
+        measured = [*self._forecasts, *self.trained, *self._rungs.stopped, *self._dropped]
         if self._wide is None or self._predictor is None or len(measured) == self._looked_after:
             return
         self._looked_after = len(measured)
@@ -190,10 +185,6 @@ class GreedySampler(Sampler):
         kept = [candidate for candidate in self.candidates if candidate.path in needed]
         promising = self._wide.promising(self.known, *self._predictor.rough(self._measured()))
         self._consider([*{c.path: c for c in (*kept, *promising)}.values()])
-
-    @property
-    def _nothing_left(self) -> str:
-        return "every path was trained" if self._wide is None else "no path left could add to the plan"
 
     def _by_expected_improvement(self, predictor: Predictor, open_indices: list[int], in_flight: list[int]) -> tuple[Proposal, ...]:
         """Score or train where most is expected; nothing where too little is."""
@@ -238,20 +229,12 @@ class GreedySampler(Sampler):
         accuracies = self._accuracies(mean + NODES[:, None] * std)
         return expected_improvement(self.objective.values_with(known, candidates, accuracies), self.objective.value(known))
 
-    def _at_rung(self, path: InferencePath, steps: int) -> tuple[float, float]:
-        """z that ``path`` may end with, and its standard deviation, as forecast at a rung and corrected by how far those that were
-        trained to the end were off; two trainings that were not count against them.
-        """
-        z, std = self._rungs[steps][path]
-        ended = [self._final(other) - forecast for other, (forecast, _) in self._rungs[steps].items() if other in self.trained]
-        return z + sum(ended) / (len(ended) + 2), std
-
-    def _promise(self, path: InferencePath, steps: int) -> float:
+    def _promise(self, steps: int, path: InferencePath) -> float:
         """What ``path`` would add to all others that were trained if it came out one deviation better than forecast at a rung.
 
         Not the expectation: it would be made by tails that nobody has seen, of the fastest paths above all.
         """
-        z, std = self._at_rung(path, steps)
+        z, std = self._rungs.forecast(path, self._finals, steps)
         known = {other: entry for other, entry in self.known.items() if other != path}
         found = self.objective.values_with(known, [self.candidates[self.index[path]]], self._accuracies(np.array([[z - std]])))
         return float(found[0, 0]) - self.objective.value(known)
@@ -263,19 +246,20 @@ class GreedySampler(Sampler):
         gains = self._gains(open_indices, mean, std, self.known)
         return bool(gains.max() > self.stopping.epsilon and open_indices[int(gains.argmax())] == self.index[path])
 
-    def _final(self, path: InferencePath) -> float:
-        return float(to_z(self.objective.loss_points(self.trained[path])))
+    @property
+    def _finals(self) -> dict[InferencePath, float]:
+        return {path: float(to_z(self.objective.loss_points(accuracy))) for path, accuracy in self.trained.items()}
 
     def _accuracies(self, z: FloatArray) -> FloatArray:
         return self.objective.accuracies(from_z(z))
 
     def _measured(self, *stopped: InferencePath) -> Measured:
         """What was measured so far; ``stopped`` count as stopped at the rung they came to."""
-        finals = {self.index[path]: self._final(path) for path in self.trained}
+        ended = self._finals
+        finals = {self.index[path]: z for path, z in ended.items()}
         forecasts = {self.index[path]: z for path, z in self._forecasts.items()}
-        return Measured(
-            forecasts, finals, {self.index[path]: self._at_rung(path, self._last_rung[path]) for path in (*self._stopped, *stopped)}
-        )
+        at_rungs = {self.index[path]: self._rungs.forecast(path, ended) for path in (*self._rungs.stopped, *stopped)}
+        return Measured(forecasts, finals, at_rungs)
 
     def _propose(self, indices: Iterable[int], fidelity: Literal["fit", "trained"]) -> tuple[Proposal, ...]:
         proposals = tuple(Proposal(self.candidates[i].path, fidelity) for i in indices)
@@ -286,6 +270,23 @@ class GreedySampler(Sampler):
         """Paths that may still be trained."""
         closed = {*in_flight, *(self.index[path] for path in (*self.trained, *self._dropped))}
         return [i for i in range(len(self.candidates)) if i not in closed]
+
+    @property
+    def _expected(self) -> Known:
+        """Every path of which something was measured, with the accuracy that it is expected to end with."""
+        ended = self._finals
+        z = {**self._forecasts, **{path: self._rungs.forecast(path, ended)[0] for path in self._rungs.stopped}, **ended}
+        accuracies = self._accuracies(np.array([*z.values()])).tolist()
+        return {path: (self.candidates[self.index[path]].cost, accuracy) for path, accuracy in zip(z, accuracies, strict=True)}
+
+    def _in_question(self, batch: Sequence[int]) -> list[int]:
+        """Members of a batch that may be scored now, and could add to what is expected if they lost nothing."""
+        if not (free := self._unscored(batch)):
+            return []
+        expected = self._expected
+        now = self.objective.value(expected)
+        values = self.objective.values_at_no_loss(expected, [self.candidates[i] for i in free])
+        return [i for i, value in zip(free, values, strict=True) if value > now]
 
     @property
     def _scores_left(self) -> int:

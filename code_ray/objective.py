@@ -60,6 +60,10 @@ class Objective(ABC):
         so many hosts and known paths make the exact values too many to walk.
         """
 
+    def values_at_no_loss(self, known: Known, candidates: Sequence[Candidate]) -> FloatArray:
+        """Value (n,) of the best plan with each candidate if that were as accurate as the original."""
+        return np.asarray(self.values_with(known, candidates, np.full((1, len(candidates)), self.accuracy_original))[0])
+
     @abstractmethod
     def upper_bound(self, known: Known) -> UpperBound:
         """What the best plan with one more path cannot exceed; much cheaper than ``values_with``."""

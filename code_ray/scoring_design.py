@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from code_ray.objective import Objective
+from code_ray.path import InferencePath
 from code_ray.space import Candidate
 from code_ray.throughput import FloatArray
 
@@ -31,20 +33,23 @@ def groups_of(candidates: Sequence[Candidate]) -> dict[Group, list[int]]:
 
 
 def scoring_design(
-    groups: Mapping[Group, list[int]],
+    candidates: Sequence[Candidate],
+    objective: Objective,
     features: FloatArray,
-    seconds: FloatArray,
     hosts: Sequence[str],
     budget: int,
     rng: np.random.Generator,
-) -> list[list[int]]:
-    """Batches of candidates far from each other: a third of ``budget`` of them without a host (the rivals), a quarter spread over
-    groups of each host, from those that hold the faster paths. Each batch begins where ``rng`` says.
+) -> list[list[InferencePath]]:
+    """Batches of paths: the one of all that would serve most if it lost nothing, since that alone may decide what is worth a look;
+    then paths far from each other, a third of ``budget`` of them without a host (the rivals), a quarter spread over groups of each
+    host, from those that hold the faster paths. Each batch begins where ``rng`` says.
 
-    ``seconds`` (n,) is what a candidate takes of the server it keeps busiest; the last two columns of ``features`` the octaves
-    that its links bridge.
+    The last two columns of ``features`` are the octaves that a candidate's links bridge.
     """
-    design = [_spread(groups.get((), []), features, max(1, budget // 3), rng)]
+    seconds = np.maximum(*objective.pair_seconds(candidates))  # of the server that a path keeps busiest
+    first = int(objective.values_at_no_loss({}, candidates).argmax())
+    groups = {key: others for key, group in groups_of(candidates).items() if (others := [i for i in group if i != first])}
+    design = [[first], _spread(groups.get((), []), features, max(1, budget // 3), rng)]
     share = max(1, (budget + 1) // 4 // max(1, len(hosts)))
     octaves = features[:, -2:].sum(axis=1)
     for host in hosts:
@@ -53,7 +58,7 @@ def scoring_design(
         chosen = _spread(fastest[: (len(fastest) + 1) // 2], features, max(1, share // FIRST), rng)
         by_member = {i: group for group in groups.values() for i in group}
         design += [_spread(_easiest(by_member[i], octaves), features, min(FIRST, share), rng) for i in chosen]
-    return [batch for batch in design if batch]
+    return [[candidates[i].path for i in batch] for batch in design if batch]
 
 
 def _easiest(group: Sequence[int], octaves: FloatArray) -> list[int]:

@@ -9,33 +9,44 @@ from landscape import (
     A0,
     CANDIDATES,
     HOSTS,
+    LIMITS,
+    ORIGINAL,
+    PAPER,
     PLAN,
     POOR,
     UNDAUNTED,
     Name,
     accuracy,
+    accuracy_fit,
     ask,
     best_value,
     cost,
     evaluate,
     faster,
     sampler,
+    score,
     trainings_until,
     turns,
 )
 
 from code_ray.acquisition import NODES, expected_improvement
-from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z, from_z
-from code_ray.objective import PlanObjective
+from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z, after_score, from_z
+from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath
+from code_ray.reward import Reward
 from code_ray.sampler import Proposal, Sampler, Stopping
+from code_ray.scoring import Score
 from code_ray.scoring_design import BATCH, groups_of
-from code_ray.throughput import Limits
+from code_ray.throughput import Limits, PathCost
 
 
-def start(of: Sampler) -> list[tuple[Proposal, ...]]:
-    """All batches that are asked before anything was told."""
-    return list(iter(of.ask, ()))
+def start(of: Sampler, first_fit: float | None = None) -> list[tuple[Proposal, ...]]:
+    """All batches that are asked before anything was told but the first, whose one path may be said to reach ``first_fit``."""
+    first = ask(of)
+    assert of.ask() == ()  # what to ask next depends on what it says
+    found = accuracy_fit(first.path) if first_fit is None else first_fit
+    of.tell(first, found, Score(found, 100 * (A0 - found), divergence=0.1, explained=0.5, seconds=0.1))
+    return [(first,), *iter(of.ask, ())]
 
 
 @pytest.mark.parametrize("name", ["gp", "constant"])
@@ -57,14 +68,51 @@ def test_without_a_screen_what_serves_most_if_all_lose_alike_is_trained_first(na
 def test_paths_without_a_host_and_as_many_of_all_hosts_are_scored_before_anything_is_known(hosts: dict[str, int], each: int) -> None:
     objective = PlanObjective(PLAN.original, A0, Limits({"local": 1.0} | dict.fromkeys(hosts, 0.8), 2.3), "local")
     searching = sampler("gp", candidates=faster(hosts), objective=objective, hosts=hosts, screen=24)
-    batches = start(searching)
+    _, *batches = start(searching, first_fit=0.1)
     found = Counter(p.path.hosts for batch in batches for p in batch)
     assert found[()] == 8
     assert set(found) - {()} == {(host,) for host in hosts}
     assert {found[host,] for host in hosts} == {each}
     assert {p.path.kind for batch in batches for p in batch if not p.path.hosts} == {"skip", "exit"}
-    # What to ask next depends on what these say.
+    # What to train first depends on what these say, not on the first alone.
     assert (searching.ask(), searching.stopped_because) == ((), None)
+
+
+FASTEST = PaperObjective(ORIGINAL, A0, LIMITS, "local", Reward(A0 - 0.007, exponent=3))
+"""A reward for which speed is nearly all."""
+
+
+@pytest.mark.parametrize("objective", [PLAN, PAPER, FASTEST], ids=["plan", "paper", "fastest"])
+def test_what_would_serve_most_if_it_lost_nothing_is_scored_first(objective: Objective) -> None:
+    first = ask(sampler("gp", objective=objective, screen=24))
+    values = {c.path: objective.value({c.path: (c.cost, A0)}) for c in CANDIDATES}
+    assert first.fidelity == "fit"
+    assert values[first.path] == pytest.approx(max(values.values()))
+
+
+def test_before_the_first_training_nothing_is_scored_that_could_not_add_to_what_is_forecast() -> None:
+    searching, forecast = sampler("gp", objective=FASTEST, screen=24), dict[InferencePath, tuple[PathCost, float]]()
+    while (proposals := searching.ask())[0].fidelity == "fit":
+        before = FASTEST.value(forecast)
+        for proposal in proposals:
+            path = proposal.path
+            assert FASTEST.value({path: (cost(path), A0)}) > before
+            evaluate(searching, proposal)
+            lost = float(from_z(np.array(after_score(score(path), path))))
+            forecast[path] = cost(path), A0 - lost / 100
+    assert 0 < len(forecast) < 12  # half of the screen
+
+
+def test_what_was_not_worth_a_look_is_when_that_comes_out_worse_which_was_forecast() -> None:
+    searching = sampler("gp", objective=FASTEST, screen=24)
+    first = ask(searching).path
+    searching.tell(Proposal(first, "fit"), A0, Score(A0, 0.0, divergence=0.0, explained=1.0, seconds=0.1))
+    # Nothing is better than the fastest if that loses nothing.
+    training = ask(searching)
+    assert training == Proposal(first, "trained")
+    searching.tell(training, 0.1)
+    proposals = searching.ask()
+    assert {p.fidelity for p in proposals} == {"fit"}
 
 
 @pytest.mark.parametrize("seed", range(2))
