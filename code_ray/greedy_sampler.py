@@ -13,7 +13,8 @@ from code_ray.forecast import after_rung, after_score, from_z, noise_std, to_z
 from code_ray.objective import Known, Objective
 from code_ray.path import InferencePath
 from code_ray.path_space import Sides, class_columns
-from code_ray.predictor import ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
+from code_ray.plain_predictors import PREDICTORS
+from code_ray.predictor import Measured, Predictor
 from code_ray.rungs import Rungs
 from code_ray.sampler import Left, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
@@ -30,7 +31,7 @@ LEAST_TRAININGS = 4
 
 
 class GreedySampler(Sampler):
-    """Algorithm 1 repaired. ``predictor``: gp, or constant and random to compare with.
+    """Algorithm 1 repaired. ``predictor``: gp, or ridge, constant and random to compare with.
 
     At first some paths are scored: the one that would serve most if it lost nothing; then some without a host (the rivals) and, of
     each host, a few groups far apart, but none that could not even so add to what is forecast by then. From then on the path with
@@ -49,7 +50,7 @@ class GreedySampler(Sampler):
         stopping: Stopping,
         hosts: Mapping[str, int],
         *,
-        predictor: Literal["gp", "constant", "random"] = "gp",
+        predictor: Literal["gp", "ridge", "constant", "random"] = "gp",
         screen: int = 24,
         reduction: int = 2,
         seed: int = 0,
@@ -64,9 +65,8 @@ class GreedySampler(Sampler):
         super().__init__(candidates, objective, stopping)
         self._seed = seed
         if candidates and predictor != "random":
-            kind = GaussianProcessPredictor if predictor == "gp" else ConstantPredictor
-            self._predictor = kind(self._features, class_columns(hosts, hosts_per_path), seed)
-        self._screen = screen if predictor == "gp" else 0
+            self._predictor = PREDICTORS[predictor](self._features, class_columns(hosts, hosts_per_path), seed)
+        self._screen = screen if self._predictor is not None and self._predictor.uses_scores else 0
         self._wide = wide
         self._looked_after = 0  # so much was measured when candidates were last chosen
         self._forecasts: dict[InferencePath, float] = {}  # scored paths: z after training, as the score says
@@ -74,7 +74,7 @@ class GreedySampler(Sampler):
         self._failed_scores = 0
         self._rungs = Rungs(reduction)
         self._design: list[list[InferencePath]] = []
-        if self._screen and candidates:
+        if self._screen:
             rng = np.random.default_rng(seed)
             self._design = scoring_design(self.candidates, objective, self._features, list(hosts), self._screen, rng)
 

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class Measured:
 class Predictor(ABC):
     """Predicts z of paths by index into ``features`` (n, d), the first ``classes`` of which say of which class a path is."""
 
+    uses_scores: ClassVar[bool] = True
+
     def __init__(self, features: FloatArray, classes: int, seed: int) -> None:
         self.features = features
         self.classes = classes
@@ -54,6 +57,13 @@ class Predictor(ABC):
 
         ``by_return``: what trained paths say of those that come back at other local blocks is believed less.
         """
+
+
+def as_scored(forecasts: Mapping[int, float], indices: list[int], mean: FloatArray, std: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``mean`` and ``std`` (len(indices),), but of paths that were scored what their scores say, for certain."""
+    scored = np.array([index in forecasts for index in indices], dtype=np.bool_)
+    said = np.array([forecasts.get(index, 0.0) for index in indices])
+    return np.where(scored, said, mean), np.where(scored, 0.0, std)
 
 
 class GaussianProcessPredictor(Predictor):
@@ -138,9 +148,7 @@ class GaussianProcessPredictor(Predictor):
             model = GaussianProcessRegressor(self._fitted_kernel(points, values), normalize_y=True, optimizer=None)
             _fit(model, points, values)
             prior, std = model.predict(self._scaled[indices], return_std=True)
-        scored = np.array([index in forecasts for index in indices], dtype=np.bool_)
-        said = np.array([forecasts.get(index, 0.0) for index in indices])
-        return np.where(scored, said, prior), np.where(scored, 0.0, std)
+        return as_scored(forecasts, indices, prior, std)
 
     def _fitted_kernel(self, points: FloatArray, values: FloatArray) -> Kernel:
         """Kernel of the forecasts. It is fitted again when a third more are known, and always to the first so many of them: a
@@ -217,16 +225,3 @@ class QuickMean:
             kernel = (1 + distance + distance.square().div_(3)).mul_(distance.neg().exp_())
             found.append(kernel @ self._weights)
         return np.asarray(torch.cat(found).double().numpy() + self._mean)
-
-
-class ConstantPredictor(Predictor):
-    """The comparison every search must beat: each path loses as much as the average one trained so far."""
-
-    def predict(self, measured: Measured, indices: list[int], *, by_return: bool = False) -> tuple[FloatArray, FloatArray]:
-        values = list(measured.finals.values()) or [UNKNOWN_Z]
-        spread = float(np.std(values)) if len(values) > 1 else UNKNOWN_STD
-        return np.full(len(indices), np.mean(values)), np.full(len(indices), spread)
-
-    def rough(self, measured: Measured) -> tuple[Callable[[FloatArray], FloatArray], float]:
-        mean, std = self.predict(measured, [0])
-        return lambda features: np.full(len(features), mean[0]), float(std[0])

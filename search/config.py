@@ -82,7 +82,7 @@ class SearchConfig(BaseModel):
     objective: Literal["plan", "paper"] = "plan"
     loss_points: float = Field(2.3, ge=0)
     reward: RewardConfig = RewardConfig()
-    sampler: Literal["gp", "constant", "random", "printed"] = "gp"
+    sampler: Literal["gp", "ridge", "constant", "random", "printed"] = "gp"
     screen: int = Field(24, ge=0)
     max_candidates: int = Field(4000, ge=100)
     rungs: tuple[int, ...] = ()

@@ -43,7 +43,7 @@ class Findings:
     @property
     def forecasts(self) -> bool:
         """Whether the sampler is one that forecasts."""
-        return self.config.sampler in ("gp", "constant")
+        return self.config.sampler in ("gp", "ridge", "constant")
 
 
 def two(value: float | None) -> str:

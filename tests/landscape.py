@@ -16,8 +16,8 @@ from code_ray.scoring import Score
 from code_ray.space import Candidate, enumerate_paths
 from code_ray.throughput import Limits, PathCost
 
-Name = Literal["gp", "constant", "random", "printed"]
-NAMES: tuple[Name, ...] = ("gp", "constant", "random", "printed")
+Name = Literal["gp", "ridge", "constant", "random", "printed"]
+NAMES: tuple[Name, ...] = ("gp", "ridge", "constant", "random", "printed")
 HOSTS = {"host": 6}
 POOR = {"poor": 6}
 """A second host, whose blocks take as long and make up for less."""

@@ -5,7 +5,8 @@ import pytest
 
 from code_ray.acquisition import NODES, expected_improvement
 from code_ray.forecast import UNKNOWN_STD, UNKNOWN_Z
-from code_ray.predictor import ERROR_STD, ConstantPredictor, GaussianProcessPredictor, Measured, Predictor
+from code_ray.plain_predictors import ConstantPredictor, RidgePredictor
+from code_ray.predictor import ERROR_STD, GaussianProcessPredictor, Measured, Predictor
 from code_ray.reward import Reward, pair_reward
 from code_ray.throughput import FloatArray
 
@@ -78,7 +79,7 @@ def test_the_gp_takes_one_score_and_equal_scores(scored: int) -> None:
     assert (std > 0).all()
 
 
-@pytest.mark.parametrize("kind", [GaussianProcessPredictor, ConstantPredictor])
+@pytest.mark.parametrize("kind", [GaussianProcessPredictor, RidgePredictor, ConstantPredictor])
 def test_before_anything_was_measured_every_path_is_as_unknown_as_any(kind: type[Predictor]) -> None:
     mean, std = kind(np.eye(3), 0, 0).predict(NOTHING, [0, 2])
     assert mean.tolist() == [UNKNOWN_Z] * 2
@@ -154,6 +155,41 @@ def test_what_was_asked_before_does_not_change_a_prediction() -> None:
     asked.predict(Measured({i: forecasts[i] for i in range(10)}, {}), [20])
     for found, expected in zip(*(model.predict(Measured(forecasts, {}), [20, 25]) for model in (asked, fresh)), strict=True):
         assert found.tolist() == expected.tolist()
+
+
+def test_ridge_learns_what_is_linear_and_takes_scored_paths_as_their_scores_say() -> None:
+    features = np.random.default_rng(0).uniform(size=(60, 3))
+    truth = 1.0 + features @ [1.0, -0.5, 0.2]
+    forecasts = {i: float(truth[i]) for i in range(40)} | {5: 3.0}
+    mean, std = RidgePredictor(features, classes=0, seed=0).predict(Measured(forecasts, {}), [5, *range(40, 60)])
+    assert mean[0] == 3.0
+    assert std[0] == pytest.approx(ERROR_STD)
+    assert np.abs(mean[1:] - truth[40:]).max() < 0.2 < np.ptp(truth[40:])
+    assert (std[1:] > ERROR_STD).all()
+
+
+def test_ridge_learns_how_far_trained_paths_are_off_their_scores_and_doubts_less_the_more_it_saw() -> None:
+    features = np.linspace(0, 1, 20)[:, None]
+    forecasts = {i: 1.0 + 0.02 * i for i in range(20)}
+    model = RidgePredictor(features, classes=0, seed=0)
+    off = {i: forecasts[i] + 0.3 + 0.5 * features[i, 0] for i in range(12)}
+    few, many = (model.predict(Measured(forecasts, {i: off[i] for i in range(n)}), [19]) for n in (2, 12))
+    assert many[0][0] == pytest.approx(forecasts[19] + 0.8, abs=0.1)
+    assert ERROR_STD > few[1][0] > many[1][0] > 0
+    stopped = model.predict(Measured(forecasts, {}, {i: (off[i], 0.4) for i in range(12)}), [19])
+    assert stopped[0][0] == many[0][0]
+
+
+@pytest.mark.parametrize("kind", [GaussianProcessPredictor, RidgePredictor, ConstantPredictor])
+def test_a_rough_forecast_is_of_any_features(kind: type[Predictor]) -> None:
+    features = np.random.default_rng(0).uniform(size=(30, 3))
+    truth = 1.0 + features @ [1.0, -0.5, 0.2]
+    measured = Measured({i: float(truth[i]) for i in range(20)}, {0: float(truth[0]), 1: float(truth[1])})
+    smooth, std = kind(features, 0, 0).rough(measured)
+    found = smooth(features[20:])
+    assert found.shape == (10,)
+    assert std > 0
+    assert (np.corrcoef(found, truth[20:])[0, 1] > 0.9) if kind.uses_scores else np.allclose(found, truth[:2].mean())
 
 
 def test_the_constant_predictor_forecasts_the_average_of_what_was_trained_everywhere() -> None:

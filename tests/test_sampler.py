@@ -26,7 +26,7 @@ from code_ray.greedy_sampler import LEAST_TRAININGS
 from code_ray.path import InferencePath, path_from_vector
 from code_ray.sampler import Proposal, Stopping
 
-GREEDY: tuple[Name, ...] = ("gp", "constant", "random")
+GREEDY: tuple[Name, ...] = ("gp", "ridge", "constant", "random")
 FEW = CANDIDATES[::30]
 
 

@@ -37,6 +37,7 @@ SCREEN = 96
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "code_ray": partial(GreedySampler, predictor="gp", screen=SCREEN),
+    "ridge": partial(GreedySampler, predictor="ridge", screen=SCREEN),
     "gp without scores": partial(GreedySampler, predictor="gp", screen=0),
     "constant accuracy": partial(GreedySampler, predictor="constant"),
     "optuna tpe": partial(OptunaSampler, kind="tpe"),
@@ -51,7 +52,7 @@ def restart(table: Table, setting: Setting, name: str, number: int, most: int) -
     hosts = {table.pair.host: table.host_blocks}
     objective, best = table.objective(setting), table.best(setting, number)
     nothing = objective.value({})
-    rungs = name == "code_ray"
+    rungs = name in ("code_ray", "ridge")  # two that differ in their predictor alone
 
     def make(stopping: Stopping) -> Sampler:
         return SAMPLERS[name](table.faster(setting), objective, stopping, hosts, seed=number, sides=table.sides)
