@@ -18,7 +18,7 @@ from code_ray.predictor import Measured, Predictor
 from code_ray.rungs import Rungs
 from code_ray.sampler import Left, Proposal, Sampler, Stopping
 from code_ray.scoring import Score
-from code_ray.scoring_design import BATCH, groups_of, scoring_design
+from code_ray.scoring_design import BATCH, groups_of, next_batch, scoring_design
 from code_ray.space import Candidate, feature_matrix
 from code_ray.throughput import FloatArray
 from code_ray.wide_space import WideSpace
@@ -34,7 +34,8 @@ class GreedySampler(Sampler):
     """Algorithm 1 repaired. ``predictor``: gp, or ridge, constant and random to compare with.
 
     At first some paths are scored: the one that would serve most if it lost nothing; then some without a host (the rivals) and, of
-    each host, a few groups far apart, but none that could not even so add to what is forecast by then. From then on the path with
+    each host, a few groups far apart, but none that could not even so add to what is forecast by then, as long as there is better
+    to do. From then on the path with
     the largest expected improvement of the objective is next: it is trained where it was scored, else scored with the best of its
     group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to the best
     1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its end. No path is trained
@@ -81,14 +82,10 @@ class GreedySampler(Sampler):
     def ask(self) -> tuple[Proposal, ...]:
         if self.stopped_because:
             return ()
-        being_scored = bool(self._design) and any(p.fidelity == "fit" for p in self._pending)
-        if being_scored and not self._forecasts:
-            return ()  # what is worth a look depends on what the first one says
-        waiting = ([self.index[path] for path in batch if path in self.index] for batch in self._design)
-        if batch := next(filter(None, map(self._in_question, waiting)), None):
+        if batch := next_batch(self._design, self.index, self._in_question):
             return self._propose(batch[: self._scores_left], "fit")
-        if being_scored and len(self._forecasts) == 1:
-            return ()  # one is too little to go by
+        if self._design and not self._forecasts and self._pending:
+            return ()  # what to do next depends on what these say
         self._look_again()
         in_flight = [self.index[p.path] for p in self._pending if p.fidelity == "trained"]
         open_indices = self._open(in_flight)
@@ -199,8 +196,8 @@ class GreedySampler(Sampler):
         ready = {i: float(gain) for i, gain in zip(open_indices, gains, strict=True) if i not in being_scored}
         scorable = {index for group in self._groups.values() for index in self._unscored(group)}
         if max(ready.values(), default=0.0) <= max(0.0, self.stopping.epsilon):
-            if self._pending:
-                return ()
+            if self._pending:  # a worker has nothing better to do than to look at what is out of question
+                return self._propose(next_batch(self._design, self.index, self._unscored)[: self._scores_left], "fit")
             tested = self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience)
             # The good end of what may be: of scores, which cost little, to the end of the interval that is reported.
             hopes = self._accuracies(mean[:n] - (1.96 if tested else 1.0) * std[:n])

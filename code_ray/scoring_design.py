@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -59,6 +59,14 @@ def scoring_design(
         by_member = {i: group for group in groups.values() for i in group}
         design += [_spread(_easiest(by_member[i], octaves), features, min(FIRST, share), rng) for i in chosen]
     return [[candidates[i].path for i in batch] for batch in design if batch]
+
+
+def next_batch(
+    design: Sequence[Sequence[InferencePath]], index: Mapping[InferencePath, int], waiting: Callable[[Sequence[int]], list[int]]
+) -> list[int]:
+    """Those of the first batch of a design of which some are ``waiting`` to be scored; paths without an ``index`` are none any more."""
+    batches = ([index[path] for path in batch if path in index] for batch in design)
+    return next(filter(None, map(waiting, batches)), [])
 
 
 def _easiest(group: Sequence[int], octaves: FloatArray) -> list[int]:
