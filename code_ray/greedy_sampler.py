@@ -35,11 +35,10 @@ class GreedySampler(Sampler):
 
     At first some paths are scored: the one that would serve most if it lost nothing; then some without a host (the rivals) and, of
     each host, a few groups far apart, but none that could not even so add to what is forecast by then, as long as there is better
-    to do. From then on the path with
-    the largest expected improvement of the objective is next: it is trained where it was scored, else scored with the best of its
-    group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless they belong to the best
-    1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its end. No path is trained
-    twice, and the best set is kept, not the last path.
+    to do. From then on the path with the largest expected improvement of the objective is next: it is trained where it was scored,
+    else scored with the best of its group, up to ``screen`` scores in all. Trainings that fall back are stopped at a rung, unless
+    they belong to the best 1 / ``reduction`` there; one that later is what promises most after all is promoted, and trained to its
+    end. No path is trained twice, and the best set is kept, not the last path.
 
     With ``wide``, ``candidates`` are its start: they are chosen again from all of the space whenever something was measured.
     """
