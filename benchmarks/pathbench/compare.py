@@ -120,7 +120,7 @@ def _with_others(results: pd.DataFrame, file: Path, settings: Sequence[str]) -> 
 def draw(table: pd.DataFrame, title: str, file: Path) -> None:
     """Mean cost of each sampler in each setting, with quartiles."""
     settings, samplers = list(dict.fromkeys(table.setting)), list(dict.fromkeys(table.sampler))
-    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
     width = 0.8 / len(samplers)
     for k, name in enumerate(samplers):
         rows = table[table.sampler == name].set_index("setting").loc[settings]
@@ -132,7 +132,7 @@ def draw(table: pd.DataFrame, title: str, file: Path) -> None:
     axes.axhline(12, color="grey", linestyle=":", linewidth=1)
     axes.set(yscale="symlog", ylabel="full trainings until 97 % of the best plan", title=title)
     axes.set_xticks(np.arange(len(settings)) + 0.4, settings, rotation=20, ha="right")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
