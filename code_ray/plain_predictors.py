@@ -31,8 +31,9 @@ class RidgePredictor(Predictor):
         n, rows = len(results), [*results, *indices]
         line, doubt = self._of_scores(measured)
         prior, prior_std = as_scored(measured.forecasts, rows, line(self.features[rows]), np.full(len(rows), doubt))
-        error, doubt = _ridge(np.column_stack([self.features[rows], prior])[:n], np.array([*results.values()]) - prior[:n], 0.0, ERROR_STD)
-        return prior[n:] + error(np.column_stack([self.features[rows], prior])[n:]), np.hypot(prior_std[n:], doubt)
+        points = np.column_stack([self.features[rows], prior])
+        error, doubt = _ridge(points[:n], np.array([*results.values()]) - prior[:n], 0.0, ERROR_STD)
+        return prior[n:] + error(points[n:]), np.hypot(prior_std[n:], doubt)
 
     def rough(self, measured: Measured) -> tuple[Linear, float]:
         line, doubt = self._of_scores(measured)
@@ -47,10 +48,8 @@ def _ridge(points: FloatArray, values: FloatArray, unknown: float, unknown_std: 
     if not len(values):
         return lambda features: np.full(len(features), unknown), unknown_std
     model = make_pipeline(StandardScaler(), Ridge()).fit(points, values)
-    squares = float(np.square(values - model.predict(points)).sum())
-    return lambda features: np.asarray(model.predict(features)), float(
-        np.sqrt((BEFORE * unknown_std**2 + squares) / (BEFORE + len(values)))
-    )
+    squares = BEFORE * unknown_std**2 + float(np.square(values - model.predict(points)).sum())
+    return lambda features: np.asarray(model.predict(features)), float(np.sqrt(squares / (BEFORE + len(values))))
 
 
 class ConstantPredictor(Predictor):
