@@ -281,8 +281,8 @@ class GreedySampler(Sampler):
             return []
         expected = self._expected
         now = self.objective.value(expected)
-        values = self.objective.values_at_no_loss(expected, [self.candidates[i] for i in free])
-        return [i for i, value in zip(free, values, strict=True) if value > now]
+        bounds = self.objective.bounds_at_no_loss(expected, [self.candidates[i] for i in free])
+        return [i for i, bound in zip(free, bounds, strict=True) if bound > now * (1 + 1e-9)]
 
     @property
     def _scores_left(self) -> int:

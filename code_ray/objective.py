@@ -60,13 +60,14 @@ class Objective(ABC):
         so many hosts and known paths make the exact values too many to walk.
         """
 
-    def values_at_no_loss(self, known: Known, candidates: Sequence[Candidate]) -> FloatArray:
-        """Value (n,) of the best plan with each candidate if that were as accurate as the original."""
-        return np.asarray(self.values_with(known, candidates, np.full((1, len(candidates)), self.accuracy_original))[0])
-
     @abstractmethod
     def upper_bound(self, known: Known) -> UpperBound:
         """What the best plan with one more path cannot exceed; much cheaper than ``values_with``."""
+
+    def bounds_at_no_loss(self, known: Known, candidates: Sequence[Candidate]) -> FloatArray:
+        """What the best plan cannot exceed (n,) with each candidate if that were as accurate as the original."""
+        seconds = self.limits.seconds([candidate.cost for candidate in candidates])
+        return self.upper_bound(known)(seconds, np.full(len(candidates), self.accuracy_original))
 
     def pair_seconds(self, candidates: Sequence[Candidate]) -> tuple[FloatArray, FloatArray]:
         """tau_l of each candidate, and tau_h / kappa of its tightest host or network edge: as if that one lent all of itself."""

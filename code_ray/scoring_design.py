@@ -47,7 +47,7 @@ def scoring_design(
     The last two columns of ``features`` are the octaves that a candidate's links bridge.
     """
     seconds = np.maximum(*objective.pair_seconds(candidates))  # of the server that a path keeps busiest
-    first = int(objective.values_at_no_loss({}, candidates).argmax())
+    first = int(objective.values_with({}, candidates, np.full((1, len(candidates)), objective.accuracy_original)).argmax())
     groups = {key: others for key, group in groups_of(candidates).items() if (others := [i for i in group if i != first])}
     design = [[first], _spread(groups.get((), []), features, max(1, budget // 3), rng)]
     share = max(1, (budget + 1) // 4 // max(1, len(hosts)))
