@@ -81,7 +81,7 @@ class GreedySampler(Sampler):
     def ask(self) -> tuple[Proposal, ...]:
         if self.stopped_because:
             return ()
-        if batch := next_batch(self._design, self.index, self._in_question):
+        if batch := next_batch(self._design, self.index, self._in_question(self._designed)):
             return self._propose(batch[: self._scores_left], "fit")
         if self._design and not self._forecasts and self._pending:
             return ()  # what to do next depends on what these say
@@ -196,7 +196,7 @@ class GreedySampler(Sampler):
         scorable = {index for group in self._groups.values() for index in self._unscored(group)}
         if max(ready.values(), default=0.0) <= max(0.0, self.stopping.epsilon):
             if self._pending:  # a worker has nothing better to do than to look at what is out of question
-                return self._propose(next_batch(self._design, self.index, self._unscored)[: self._scores_left], "fit")
+                return self._propose(next_batch(self._design, self.index, self._designed)[: self._scores_left], "fit")
             tested = self.stopping.epsilon > 0 and len(self.trained) >= min(LEAST_TRAININGS, self.stopping.patience)
             # The good end of what may be: of scores, which cost little, to the end of the interval that is reported.
             hopes = self._accuracies(mean[:n] - (1.96 if tested else 1.0) * std[:n])
@@ -275,14 +275,19 @@ class GreedySampler(Sampler):
         accuracies = self._accuracies(np.array([*z.values()])).tolist()
         return {path: (self.candidates[self.index[path]].cost, accuracy) for path, accuracy in zip(z, accuracies, strict=True)}
 
-    def _in_question(self, batch: Sequence[int]) -> list[int]:
-        """Members of a batch that may be scored now, and could add to what is expected if they lost nothing."""
-        if not (free := self._unscored(batch)):
+    @property
+    def _designed(self) -> list[int]:
+        """Members of the design that may be scored now."""
+        return self._unscored([self.index[path] for batch in self._design for path in batch if path in self.index])
+
+    def _in_question(self, indices: list[int]) -> list[int]:
+        """Those that could add to what is expected if they lost nothing."""
+        if not indices:
             return []
         expected = self._expected
         now = self.objective.value(expected)
-        bounds = self.objective.bounds_at_no_loss(expected, [self.candidates[i] for i in free])
-        return [i for i, bound in zip(free, bounds, strict=True) if bound > now * (1 + 1e-9)]
+        bounds = self.objective.bounds_at_no_loss(expected, [self.candidates[i] for i in indices])
+        return [i for i, bound in zip(indices, bounds, strict=True) if bound > now * (1 + 1e-9)]
 
     @property
     def _scores_left(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -61,12 +61,10 @@ def scoring_design(
     return [[candidates[i].path for i in batch] for batch in design if batch]
 
 
-def next_batch(
-    design: Sequence[Sequence[InferencePath]], index: Mapping[InferencePath, int], waiting: Callable[[Sequence[int]], list[int]]
-) -> list[int]:
+def next_batch(design: Sequence[Sequence[InferencePath]], index: Mapping[InferencePath, int], waiting: Sequence[int]) -> list[int]:
     """Those of the first batch of a design of which some are ``waiting`` to be scored; paths without an ``index`` are none any more."""
-    batches = ([index[path] for path in batch if path in index] for batch in design)
-    return next(filter(None, map(waiting, batches)), [])
+    batches = ([index[path] for path in batch if path in index and index[path] in waiting] for batch in design)
+    return next(filter(None, batches), [])
 
 
 def _easiest(group: Sequence[int], octaves: FloatArray) -> list[int]:

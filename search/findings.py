@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from code_ray.plain_predictors import PREDICTORS
 from search.campaign import FINISHED, PLANNED
 from search.config import SearchConfig
 
@@ -43,7 +44,7 @@ class Findings:
     @property
     def forecasts(self) -> bool:
         """Whether the sampler is one that forecasts."""
-        return self.config.sampler in ("gp", "ridge", "constant")
+        return self.config.sampler in PREDICTORS
 
 
 def two(value: float | None) -> str:
