@@ -66,14 +66,22 @@ def test_a_path_through_two_hosts_gives_the_logits_of_one_process(name: str, cli
 
 
 def test_the_rates_of_a_plan_over_two_hosts_take_no_more_of_either_than_its_kappa(client: Client, run: Run) -> None:
-    rates = {p["id"]: p["images_per_second"] for p in client.metadata(LOCAL)["parameters"]["paths"]}
-    assert set(rates) == {run.id_of(name) for name in VECTORS}
-    for provider, share in {"alpha": 1.0, "beta": KAPPA, "gamma": KAPPA}.items():
-        report: ProviderReport = handle_of(f"provider-{provider}").describe.remote().result(timeout_s=30)
-        legs = {name: [i for i, leg in enumerate(walk(run.paths[name], PLACEMENT)) if leg.provider == provider] for name in VECTORS}
-        used = sum(rates[run.id_of(name)] * report.legs[run.planned(name).leg_key(i)].seconds for name in VECTORS for i in legs[name])
-        # Times are measured again and again, and the rates follow within seconds.
-        assert used <= 1.3 * share
+    shares = {"alpha": 1.0, "beta": KAPPA, "gamma": KAPPA}
+
+    def used() -> dict[str, float]:
+        """Of each provider's time for this service, the part that the rates take."""
+        rates = {p["id"]: p["images_per_second"] for p in client.metadata(LOCAL)["parameters"]["paths"]}
+        assert set(rates) == {run.id_of(name) for name in VECTORS}
+        seconds = dict.fromkeys(shares, 0.0)
+        for provider in shares:
+            report: ProviderReport = handle_of(f"provider-{provider}").describe.remote().result(timeout_s=30)
+            for name in VECTORS:
+                keys = [run.planned(name).leg_key(i) for i, leg in enumerate(walk(run.paths[name], PLACEMENT)) if leg.provider == provider]
+                seconds[provider] += rates[run.id_of(name)] * sum(report.legs[key].seconds for key in keys)
+        return {provider: seconds[provider] / share for provider, share in shares.items()}
+
+    # Requests change the measured times, and the rates follow within seconds. Then nothing is sent: one provider is full, none is over.
+    eventually(lambda: max(used().values()) == pytest.approx(1.0, rel=1e-3), "the rates did not come to what the providers can do", 20)
 
 
 def test_a_second_host_that_hangs_costs_no_request_and_the_first_goes_on(client: Client, run: Run, digits: DataSet) -> None:
