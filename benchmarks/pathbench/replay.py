@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.jobs import Record
 from benchmarks.pathbench.pairs import PAIRS, Pair
 from benchmarks.pathbench.tables import read_tables
+from code_ray.errors import ArtifactError
 from code_ray.objective import Objective, PaperObjective, PlanObjective
 from code_ray.path import InferencePath, original_path, parse_path
 from code_ray.profiling import Profile
@@ -94,8 +95,14 @@ class Table:
 
 
 def load_table(name: str, tables: Path) -> Table:
-    """The table of pair ``name`` below ``tables``; paths that were not trained or not scored are left out."""
+    """The table of pair ``name`` below ``tables``; paths that were not trained or not scored are left out.
+
+    Raises:
+        ArtifactError: where there is none.
+    """
     pair, folder = PAIRS[name], tables / name
+    if not (folder / "profile.json").exists():
+        raise ArtifactError(f"{folder} holds no table; python -m benchmarks.pathbench {name} --tables {tables} makes one")
     services: dict[str, Service] = {service: get_service(service) for service in (pair.local, pair.host)}
     blocks = services[pair.local].num_blocks
     profile = Profile.model_validate_json((folder / "profile.json").read_text())
