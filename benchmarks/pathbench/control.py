@@ -7,6 +7,7 @@ learning rate that suits it best.
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -79,16 +80,18 @@ def summary(paths: pd.DataFrame) -> pd.DataFrame:
 
 
 def plans(table: Table, found: dict[InferencePath, float]) -> pd.DataFrame:
-    """What is best in each setting: with the trained host, with the random one, without any, out of the same paths."""
+    """What is best in each setting: with the trained host, with the random one, without any, out of the same paths; then out of those
+    that send a host no raw images.
+    """
     rows = []
-    for setting in SETTINGS:
+    for min_lout, setting in product((0, 1), SETTINGS):
         objective, faster = table.objective(setting), table.faster(setting)
         alone = {c.path: (c.cost, _trained(table, c.path)) for c in faster if not c.path.hosts}
-        borrowing = [c for c in faster if c.path in found]
+        borrowing = [c for c in faster if c.path in found and c.path.lout >= min_lout]
         trained = {c.path: (c.cost, _trained(table, c.path)) for c in borrowing}
         random = {c.path: (c.cost, found[c.path]) for c in borrowing}
         values = {"trained": alone | trained, "random": alone | random, "no_host": alone}
-        rows.append({"setting": setting.name} | {name: objective.value(known) for name, known in values.items()})
+        rows.append({"setting": setting.name, "min_lout": min_lout} | {name: objective.value(known) for name, known in values.items()})
     return pd.DataFrame(rows)
 
 
